@@ -1,0 +1,326 @@
+"""Command line and YAML: the YAML file sets the defaults, the command line wins, unknown keys are errors."""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from .errors import InputError
+from .keypoints import KeypointDetector
+from .transforms import RandomView
+from .weighting import CellWeighting
+
+PAPER_BATCH_SIZE = 2048
+
+
+@dataclass
+class DataArguments:
+    """Which images."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id, folder of images, folder or file of Parquet, or directory saved by `datasets`; "
+            "without it the embedded photographs are used."
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(
+        default=None, metadata={"help": "Split to evaluate on; found by its usual names where not given."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training images."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N validation images."})
+    bad_images: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "An image that cannot be decoded: stop and name it, or check all images once before training, "
+            "leave out and list the bad ones."
+        },
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
+
+    def __post_init__(self):
+        for name in ("max_train_samples", "max_eval_samples", "num_proc"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass
+class KamimArguments:
+    """Model, mask and keypoint weights."""
+
+    _argument_group_name = "model and objective"
+
+    model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "Architecture."})
+    model_size: Literal["tiny", "small", "base"] = field(
+        default="base", metadata={"help": "Size of the model; Swin has tiny and base."}
+    )
+    image_size: int = field(default=192, metadata={"help": "Side of the input in pixels."})
+    mask_patch_size: int = field(default=32, metadata={"help": "Side of a masked block in pixels."})
+    mask_ratio: float = field(default=0.6, metadata={"help": "Share of blocks to mask, in (0, 1)."})
+    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = field(
+        default="keypoint",
+        metadata={"help": "keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."},
+    )
+    keypoint_detector: Literal["fast", "sift", "orb"] = field(default="fast", metadata={"help": "OpenCV detector."})
+    keypoint_detector_args: str | None = field(
+        default=None, metadata={"help": 'Parameters of the detector as JSON, for example \'{"threshold": 20}\'.'}
+    )
+    keypoint_footprint: Literal["circle", "point"] = field(
+        default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    )
+    keypoint_source: Literal["map", "online"] = field(
+        default="map",
+        metadata={"help": "Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."},
+    )
+    weight_patch_size: int = field(default=8, metadata={"help": "Side of a weight cell (w_ps) in pixels."})
+    temperature: float = field(default=0.25, metadata={"help": "T of Eq. 2; smaller means stronger weights."})
+    weight_norm: Literal["none", "mean"] = field(
+        default="none", metadata={"help": "mean divides the weights of an image by their mean."}
+    )
+    crop_min_scale: float = field(default=0.67, metadata={"help": "Least area of the random crop, in (0, 1]."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.5, metadata={"help": "Probability of a vertical flip."})
+
+    def __post_init__(self):
+        if not 0 < self.mask_ratio < 1:
+            raise InputError(f"mask_ratio is {self.mask_ratio}; it must be between 0 and 1, both excluded")
+        token = 16 if self.model_type == "vit" else 4
+        _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
+        _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
+        _check_divides(f"the {self.model_type} patch size", token, "mask_patch_size", self.mask_patch_size)
+        self.cell_weighting(), self.detector(), self.random_view()
+
+    @property
+    def method(self) -> str:
+        """"simmim", "kamim", or "kamim-" and the name of a control weighting."""
+        return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
+
+    def cell_weighting(self) -> CellWeighting | None:
+        """The weighting that these arguments describe; None for SimMIM."""
+        if self.weighting == "none":
+            return None
+        return CellWeighting(self.weighting, self.temperature, self.weight_norm)
+
+    def detector(self) -> KeypointDetector:
+        """The detector that these arguments describe."""
+        try:
+            parameters = json.loads(self.keypoint_detector_args or "{}")
+        except json.JSONDecodeError as error:
+            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}, not JSON: {error}") from None
+        if not isinstance(parameters, dict):
+            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
+        return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
+
+    def random_view(self) -> RandomView:
+        """The crop and flips that these arguments describe."""
+        return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
+
+
+def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    if part < 1 or whole < 1 or whole % part:
+        raise InputError(f"{part_name} is {part} and {whole_name} is {whole}; the first must divide the second")
+
+
+@dataclass
+class ClassificationArguments:
+    """Which checkpoint, and what is trained on top of it."""
+
+    _argument_group_name = "model and evaluation"
+
+    mode: Literal["linear_probe", "finetune"] = field(
+        default="linear_probe", metadata={"help": "Train one linear layer on frozen features, or the whole model."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "KAMIM, ViT or Swin checkpoint; without it the weights are random."}
+    )
+    model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "For random weights."})
+    model_size: Literal["tiny", "small", "base"] = field(default="base", metadata={"help": "For random weights."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "Side of the input in pixels; the checkpoint's where not given (random: 192)."}
+    )
+    layer: int | None = field(
+        default=None,
+        metadata={"help": "ViT block whose tokens are read, from 1; default 8 for linear_probe, the last for finetune."},
+    )
+    layer_norm: bool = field(default=False, metadata={"help": "LayerNorm before the linear layer (Table 5; ViT)."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
+    validation_fraction: float = field(
+        default=0.1, metadata={"help": "Share of the training images to hold out where there is no validation split."}
+    )
+    augmentation: Literal["paper", "none"] = field(
+        default="paper",
+        metadata={"help": "TrivialAugmentWide, RandomErasing and CutMix or MixUp (section 4.1.1), or a plain resize."},
+    )
+
+    def __post_init__(self):
+        if not 0 < self.validation_fraction < 1:
+            raise InputError(f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1")
+        if self.layer is not None and self.layer < 1:
+            raise InputError(f"layer is {self.layer}; blocks are counted from 1")
+
+
+@dataclass
+class _RecipeArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
+
+    _argument_group_name = "training (all of transformers' TrainingArguments)"
+
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images on a device at a time."})
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images on a device in evaluation."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images per optimiser step over all devices: gradient_accumulation_steps follows from it and "
+            f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}."
+        },
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
+        default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."}
+    )
+    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Linear warm-up: steps, or below 1 a share of all steps."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Schedule, by its name in transformers."}
+    )
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
+
+    def __post_init__(self):
+        if not (self.bf16 or self.fp16):
+            precision = choose_precision(self.use_cpu) if self.precision == "auto" else self.precision
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+        if "min_lr" not in str(self.lr_scheduler_type):
+            self.lr_scheduler_kwargs = None
+        super().__post_init__()
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = self._accumulation_steps()
+
+    def _accumulation_steps(self) -> int:
+        at_a_time = self.train_batch_size * self.world_size
+        if self.global_batch_size < at_a_time or self.global_batch_size % at_a_time:
+            raise InputError(
+                f"global_batch_size is {self.global_batch_size}; it must be a multiple of {at_a_time} "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size} on {self.world_size} process(es))"
+            )
+        return self.global_batch_size // at_a_time
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images per optimiser step over all devices."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+@dataclass
+class PretrainingArguments(_RecipeArguments):
+    """The paper's pretraining (section 4.1): lr 8e-4, warm-up from 1e-6 over 10%, cosine to 1e-5, clipping at 1."""
+
+    output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4},
+        metadata={"help": "Parameters of the schedule, as JSON."},
+    )
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+
+@dataclass
+class ProbingArguments(_RecipeArguments):
+    """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping."""
+
+    output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default_factory=lambda: {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3},
+        metadata={"help": "Parameters of the schedule, as JSON."},
+    )
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+
+def choose_precision(use_cpu: bool = False) -> str:
+    """"bf16", "fp16" or "fp32": the fastest that the hardware computes in without emulation."""
+    if torch.cuda.is_available() and not use_cpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.accelerator.is_available() and not use_cpu:
+        return "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def parse(argument_types: Sequence[type], argv: Sequence[str] | None = None, description: str = "") -> tuple[Any, ...]:
+    """Parse `[config.yaml] [--key value ...]` into dataclasses.
+
+    Args:
+        argument_types: dataclasses, as for `HfArgumentParser`.
+        argv: the command line without the program; `sys.argv` where None.
+        description: shown by `--help`.
+
+    Raises:
+        InputError: for a missing or malformed file, an unknown key (with the nearest known one), or a value that is
+            not allowed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(argument_types, description=description, allow_abbrev=False)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = parser.yaml_to_argv(Path(argv[0])) + argv[1:]
+    known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    *parsed, unknown = known
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
+    return tuple(parsed)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{message} (see --help)")
+
+    def suggestion(self, key: str) -> str:
+        keys = [action.dest for action in self._actions]
+        nearest = difflib.get_close_matches(key.lstrip("-").split("=")[0], keys, n=1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+    def yaml_to_argv(self, path: Path) -> list[str]:
+        argv: list[str] = []
+        for key, value in read_yaml(path).items():
+            if key not in {action.dest for action in self._actions}:
+                raise InputError(f"unknown key {key!r} in {path}{self.suggestion(key)}")
+            if value is None:
+                continue
+            values = value if isinstance(value, list) else [value]
+            argv += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+        return argv
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        InputError: if there is no such file, or it is not a flat mapping.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no config file {path}")
+    try:
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(keys, dict):
+        raise InputError(f"{path} must hold 'key: value' lines")
+    return keys

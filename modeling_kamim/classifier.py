@@ -1,0 +1,77 @@
+"""ViT classifier of the paper's evaluation: mean of the patch tokens of one block, then one linear layer.
+
+This file is saved beside such checkpoints and loaded with `trust_remote_code=True`, so it imports nothing of its
+package. (Swin needs no class of its own: transformers' `SwinForImageClassification` is the paper's classifier.)
+"""
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageClassification, ViTConfig, ViTModel
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.models.vit.modeling_vit import ViTPreTrainedModel
+from transformers.utils import can_return_tuple
+
+
+class KamimViTClassifierConfig(ViTConfig):
+    """`ViTConfig` of the encoder up to the block that is read.
+
+    Args:
+        final_layernorm: whether the encoder's own last LayerNorm is applied (True where the last block is read, for
+            the final hidden state; False where an inner block is read, as in the paper's probe of block 8).
+        pooled_layernorm: whether the pooled features pass a LayerNorm before the linear layer (the paper's Table 5).
+    """
+
+    model_type = "kamim_vit_classifier"
+
+    final_layernorm: bool = True
+    pooled_layernorm: bool = False
+
+
+class KamimViTForImageClassification(ViTPreTrainedModel):
+    """Mean of the patch tokens (CLS dropped), an optional LayerNorm, one linear layer.
+
+    `ViTForImageClassification` reads the CLS token and would give other predictions from the same encoder. The empty
+    `classifier.bias` makes it refuse these weights (size mismatch) instead of loading a part of them.
+    """
+
+    config_class = KamimViTClassifierConfig
+    config: KamimViTClassifierConfig
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: KamimViTClassifierConfig):
+        super().__init__(config)
+        self.encoder = ViTModel(config, add_pooling_layer=False)
+        if not config.final_layernorm:
+            self.encoder.layernorm = nn.Identity()
+        self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6) if config.pooled_layernorm else nn.Identity()
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Module()
+        self.classifier.register_buffer("bias", torch.zeros(0))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None, **kwargs
+    ) -> ImageClassifierOutput:
+        """Class scores.
+
+        Args:
+            pixel_values: `(batch_size, channels, height, width)`, normalised.
+            labels: `(batch_size,)` class indices, or `(batch_size, num_labels)` probabilities.
+
+        Returns:
+            logits `(batch_size, num_labels)`, and the mean cross-entropy where labels are given.
+        """
+        outputs = self.encoder(pixel_values, **kwargs)
+        features = outputs.last_hidden_state[:, 1:].mean(dim=1)
+        logits = self.head(self.norm(features))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+AutoConfig.register(KamimViTClassifierConfig.model_type, KamimViTClassifierConfig)
+AutoModelForImageClassification.register(KamimViTClassifierConfig, KamimViTForImageClassification)
+KamimViTClassifierConfig.register_for_auto_class()
+KamimViTForImageClassification.register_for_auto_class("AutoModelForImageClassification")

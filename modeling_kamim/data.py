@@ -1,0 +1,215 @@
+"""Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+
+from .errors import InputError
+from .photographs import load_photographs
+
+logger = logging.getLogger(__name__)
+
+IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
+VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+
+
+def load_images(name: str | None, config_name: str | None = None) -> datasets.DatasetDict:
+    """Load a data set by what it is.
+
+    Args:
+        name: a directory saved by `datasets` (`save_to_disk`), a folder of images (flat, or a folder for each class,
+            or `train/` and `validation/` of those), a folder of Parquet files or one such file, or a Hub id; None
+            for the embedded photographs.
+        config_name: configuration of a Hub data set.
+
+    Raises:
+        InputError: if nothing can be loaded from there.
+    """
+    if name is None:
+        logger.warning(
+            "No data set named: using the embedded photographs of scikit-image, a toy set for trying things out. "
+            "Name one with --dataset_name: a Hub id, a folder of images, or a folder of Parquet or Arrow files."
+        )
+        return load_photographs()
+    try:
+        loaded = _load(name, config_name)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"cannot load data set {name!r}: {reason}. Give a folder of images, a folder of Parquet files, a directory "
+            "saved by `datasets`, or the id of a data set on the Hub"
+        ) from error
+    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
+
+
+def _load(name: str, config_name: str | None) -> datasets.DatasetDict | datasets.Dataset:
+    path = Path(name).expanduser()
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return datasets.load_from_disk(str(path))
+    if path.suffix == ".parquet" and path.is_file():
+        return datasets.load_dataset("parquet", data_files=str(path))
+    if path.is_dir():
+        return datasets.load_dataset(str(path))
+    if path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise InputError("there is no such file or folder")
+    return datasets.load_dataset(name, config_name)
+
+
+def choose_splits(
+    dataset: datasets.DatasetDict, train_split: str = "train", validation_split: str | None = None
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The training split and, where there is one, the validation split.
+
+    Raises:
+        InputError: if a named split is absent, or the training split is empty.
+    """
+    for split in filter(None, (train_split, validation_split)):
+        if split not in dataset:
+            raise InputError(f"there is no split {split!r}; the data set has: {', '.join(dataset)}")
+    if validation_split is None:
+        validation_split = next((s for s in VALIDATION_SPLITS if s in dataset and s != train_split), None)
+    validation = dataset[validation_split] if validation_split else None
+    if len(dataset[train_split]) == 0:
+        raise InputError(f"split {train_split!r} has no images")
+    return dataset[train_split], validation if validation is not None and len(validation) else None
+
+
+def find_image_column(dataset: datasets.Dataset, column: str | None = None) -> str:
+    """The column that holds the images: the one named, the only image column, or one with a usual name.
+
+    Raises:
+        InputError: if it cannot be told; the message lists the columns.
+    """
+    columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
+    if column is not None:
+        if column not in dataset.features:
+            raise InputError(f"there is no column {column!r} for --image_column; the data set has: {columns}")
+        return column
+    images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
+    candidates = images or list(dataset.features)
+    named = [key for key in IMAGE_COLUMNS if key in candidates]
+    if len(images) == 1 or named:
+        return named[0] if named else images[0]
+    raise InputError(f"cannot tell which column holds the images; name it with --image_column. Columns: {columns}")
+
+
+def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> str:
+    """The column that holds the class: the one named, one with a usual name, or the only `ClassLabel`.
+
+    Raises:
+        InputError: if it cannot be told; the message lists the columns.
+    """
+    columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
+    if column is not None:
+        if column not in dataset.features:
+            raise InputError(f"there is no column {column!r} for --label_column; the data set has: {columns}")
+        return column
+    classes = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
+    named = [key for key in LABEL_COLUMNS if key in (classes or dataset.features)]
+    if len(classes) == 1 or named:
+        return named[0] if named else classes[0]
+    raise InputError(f"cannot tell which column holds the labels; name it with --label_column. Columns: {columns}")
+
+
+def _describe(feature: Any) -> str:
+    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+
+
+def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
+    """Hand out images as bytes or paths, so that decoding happens once, in this package's decoder.
+
+    Raises:
+        InputError: if the column cannot hold images.
+    """
+    try:
+        return dataset.cast_column(image_column, datasets.Image(decode=False))
+    except (TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
+        kind = _describe(dataset.features[image_column])
+        raise InputError(f"column {image_column!r} holds {kind}, not images; name another with --image_column") from error
+
+
+def encode_labels(
+    dataset: datasets.Dataset, label_column: str, classes: datasets.ClassLabel | None = None
+) -> datasets.Dataset:
+    """Make the labels a `ClassLabel`: strings and integers become consecutive classes.
+
+    Args:
+        classes: of the training split, for another split of the same data.
+
+    Raises:
+        InputError: if another split has a label that `classes` lacks.
+    """
+    feature = dataset.features[label_column]
+    if isinstance(feature, datasets.ClassLabel) and (classes is None or classes.names == feature.names):
+        return dataset
+    if classes is None:
+        return dataset.class_encode_column(label_column)
+    names = [feature.int2str(i) for i in dataset[label_column]] if isinstance(feature, datasets.ClassLabel) else (
+        [str(value) for value in dataset[label_column]]
+    )
+    unknown = sorted(set(names) - set(classes.names))
+    if unknown:
+        raise InputError(f"the validation split has labels that training lacks: {', '.join(unknown[:5])}")
+    codes = [classes.str2int(name) for name in names]
+    return dataset.remove_columns(label_column).add_column(label_column, codes).cast_column(label_column, classes)
+
+
+def hold_out(
+    dataset: datasets.Dataset, label_column: str, fraction: float, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Split off a share of the images, the classes in proportion where they are large enough for that."""
+    counts = np.bincount(dataset[label_column], minlength=dataset.features[label_column].num_classes)
+    held_out = round(fraction * len(dataset))
+    can_stratify = counts[counts > 0].min() > 1 and min(held_out, len(dataset) - held_out) >= (counts > 0).sum()
+    parts = dataset.train_test_split(
+        fraction, seed=seed, stratify_by_column=label_column if can_stratify else None
+    )
+    return parts["train"], parts["test"]
+
+
+def report_bad_images(bad: list[str], output_dir: Path, should_save: bool) -> None:
+    """List images that were left out in `output_dir/bad_images.txt`, and say so in the log."""
+    if bad and should_save:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        file = output_dir / "bad_images.txt"
+        with file.open("a", encoding="utf-8") as lines:
+            lines.writelines(f"{line}\n" for line in bad)
+        logger.warning("Left out %d image(s) that cannot be decoded; they are listed in %s", len(bad), file)
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """`transform(row, rng)` over the rows of a data set, with randomness that depends on the sample alone.
+
+    The generator of a sample is seeded by (seed, epoch, index): crops, flips and masks do not depend on the number of
+    workers or processes, nor on how far a loader reads ahead, so that a resumed run sees what it would have seen.
+
+    Args:
+        rows: rows of a data set.
+        transform: from a row and a `numpy.random.Generator` to a sample.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, rows: datasets.Dataset, transform: Callable[[dict[str, Any], np.random.Generator], Any], seed: int
+    ):
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared with the loader's workers
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw new crops, flips and masks; reaches workers that already run."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        rng = np.random.default_rng((self.seed, int(self._epoch), index))
+        return self.transform(self.rows[index], rng)

@@ -1,0 +1,162 @@
+"""Classifiers on a pretrained encoder, and their metrics (arXiv:2407.13873, section 4.1)."""
+
+import logging
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    EvalPrediction,
+    PreTrainedModel,
+    SwinConfig,
+    SwinForImageClassification,
+    SwinModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging as transformers_logging
+
+from .arguments import ClassificationArguments
+from .classifier import KamimViTClassifierConfig, KamimViTForImageClassification
+from .errors import InputError
+from .modeling_kamim import build_config, check_image_size
+
+logger = logging.getLogger(__name__)
+
+PROBED_BLOCK = 8
+TOP_K = 5
+
+
+class TopKAccuracy(evaluate.Metric):
+    """Top-1 and top-5 accuracy as an `evaluate` metric that needs no download.
+
+    `compute(predictions, references)`: predictions `(num_images, k)` class indices, best first; references
+    `(num_images,)`. Returns `{"top1", "top5"}` in [0, 1]; top5 looks at no more classes than there are.
+    """
+
+    def _info(self):
+        return evaluate.MetricInfo(
+            description="Share of images whose class is among the first 1 and 5 predictions.",
+            citation="",
+            features=datasets.Features(
+                {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        hits = np.asarray(predictions) == np.asarray(references)[:, None]
+        return {"top1": float(hits[:, 0].mean()), "top5": float(hits[:, :TOP_K].any(axis=1).mean())}
+
+
+def best_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, k)` indices of the best classes, best first: what is kept of the logits in an evaluation."""
+    return logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Top-1 and top-5 for a `Trainer` whose `preprocess_logits_for_metrics` is `best_classes`."""
+    result = TopKAccuracy().compute(predictions=prediction.predictions, references=prediction.label_ids)
+    assert result is not None
+    return result
+
+
+def image_processor(image_size: int, checkpoint: str | None = None) -> ViTImageProcessor:
+    """Processor with the checkpoint's mean and std, or ImageNet's, that resizes to `image_size`."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if checkpoint is not None:
+        try:
+            saved = AutoImageProcessor.from_pretrained(checkpoint)
+            mean, std = saved.image_mean, saved.image_std
+        except OSError:
+            logger.warning("%s has no image processor: using ImageNet's mean and std", checkpoint)
+    size = {"height": image_size, "width": image_size}
+    return ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
+
+
+def build_classifier(args: ClassificationArguments, class_names: list[str] | None = None) -> PreTrainedModel:
+    """Encoder of a checkpoint (or random weights) under a new linear layer.
+
+    ViT: mean of the patch tokens of `args.layer`; the blocks behind it are not loaded. The last block is read behind
+    the encoder's own LayerNorm, inner blocks are read as they are. Swin: mean of the last stage's tokens.
+    For a linear probe the encoder is frozen and its dropouts are off.
+
+    Raises:
+        InputError: if the checkpoint is not a ViT or Swin, or does not fit `args.image_size` or `args.layer`.
+    """
+    config = classifier_config(args)
+    if class_names is not None:
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
+    if isinstance(config, SwinConfig):
+        model = SwinForImageClassification._from_config(config)
+        encoder = model.swin
+    else:
+        model = KamimViTForImageClassification._from_config(config)
+        encoder = model.encoder
+    if args.model_name_or_path is not None:
+        _load_encoder(encoder, args.model_name_or_path)
+    if args.mode == "linear_probe":
+        encoder.requires_grad_(False)
+    return model
+
+
+def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig | SwinConfig:
+    """Config of the classifier that `args` describe; for the errors see `build_classifier`."""
+    config = _encoder_config(args)
+    if args.image_size not in (None, config.image_size):
+        raise InputError(f"image_size is {args.image_size}, the checkpoint's is {config.image_size}; they must agree")
+    if args.mode == "linear_probe":
+        for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            if hasattr(config, dropout):
+                setattr(config, dropout, 0.0)
+    if isinstance(config, SwinConfig):
+        if args.layer is not None or args.layer_norm:
+            raise InputError("layer and layer_norm are for ViT; of Swin the last stage is read, behind its LayerNorm")
+        return config
+    depth = config.num_hidden_layers
+    default = min(PROBED_BLOCK, depth) if args.mode == "linear_probe" else depth
+    layer = default if args.layer is None else args.layer
+    if layer > depth:
+        raise InputError(f"layer is {layer}; the encoder has {depth} blocks")
+    settings = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
+    settings |= {"num_hidden_layers": layer, "final_layernorm": layer == depth, "pooled_layernorm": args.layer_norm}
+    return KamimViTClassifierConfig(**settings)
+
+
+def _encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
+    if args.model_name_or_path is None:
+        return build_config(args.model_type, args.model_size, args.image_size or 192)
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot load {args.model_name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
+    if config.model_type not in ("vit", "swin"):
+        raise InputError(f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; give a ViT or Swin")
+    check_image_size(config)
+    return config
+
+
+def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
+    encoder_class, config_class = (
+        (SwinModel, SwinConfig) if isinstance(encoder, SwinModel) else (ViTModel, ViTConfig)
+    )
+    config = config_class.from_dict({**encoder.config.to_dict(), "model_type": config_class.model_type})
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # decoders and unread blocks are left out on purpose
+    try:
+        loaded, info = encoder_class.from_pretrained(
+            checkpoint, config=config, add_pooling_layer=False, output_loading_info=True
+        )
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"the weights of {checkpoint} do not fit: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if info["missing_keys"]:
+        raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
+    read = encoder.state_dict()
+    encoder.load_state_dict({key: value for key, value in loaded.state_dict().items() if key in read})

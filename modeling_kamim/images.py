@@ -1,0 +1,55 @@
+"""From image bytes or a path to RGB pixels, whatever the file is."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from .errors import InputError
+
+# Part of every cache key of decoded images: raise it whenever a change here alters pixels or what counts as bad.
+DECODER_VERSION = 1
+
+
+class BadImageError(InputError):
+    """An image that cannot be decoded; the message names it."""
+
+
+def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
+    """Decode an image, upright by its EXIF orientation.
+
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB (16-bit by dropping the low byte), transparency is dropped
+    and of an animation the first frame is taken.
+
+    Args:
+        source: `{"bytes": bytes | None, "path": str | None}`, as `datasets.Image(decode=False)` gives it.
+        name: what to call the image in an error where it has no path.
+
+    Returns:
+        `(height, width, 3)`, uint8.
+
+    Raises:
+        BadImageError: if it cannot be read in full.
+    """
+    try:
+        file = io.BytesIO(source["bytes"]) if source.get("bytes") is not None else Path(source["path"])
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
+                upright = _to_8_bit(upright)
+            return np.asarray(upright.convert("RGB"))
+    except Exception as error:  # decoders raise nearly anything on broken files
+        label = source.get("path") or name or "an image without a name"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise BadImageError(f"cannot decode {label} ({reason}); pass --bad_images skip to leave such images out") from None
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    pixels = np.asarray(image)
+    if pixels.dtype.kind == "f":
+        pixels = np.nan_to_num(pixels) * (255.0 if pixels.max(initial=0.0) <= 1.0 else 1.0)
+    elif pixels.max(initial=0) > 255:
+        pixels = pixels >> 8
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))

@@ -1,0 +1,30 @@
+"""SimMIM's block masks (arXiv:2111.09886, used unchanged by arXiv:2407.13873, section 4.1.1)."""
+
+import math
+
+import numpy as np
+
+
+def block_mask(
+    image_size: int, mask_patch_size: int, patch_size: int, mask_ratio: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Random mask of square blocks over the model's tokens.
+
+    Exactly `ceil(mask_ratio * number of blocks)` blocks are masked, never more or fewer.
+
+    Args:
+        image_size: side of the image in pixels.
+        mask_patch_size: side of a block in pixels; divides `image_size`.
+        patch_size: side of a token in pixels; divides `mask_patch_size`.
+        mask_ratio: share of blocks to mask, in (0, 1).
+        rng: the only source of randomness.
+
+    Returns:
+        `((image_size / patch_size)^2,)`, bool, True where masked.
+    """
+    blocks_per_side = image_size // mask_patch_size
+    num_blocks = blocks_per_side**2
+    blocks = np.zeros(num_blocks, bool)
+    blocks[rng.permutation(num_blocks)[: math.ceil(mask_ratio * num_blocks)]] = True
+    tokens_per_block = np.ones((mask_patch_size // patch_size,) * 2, bool)
+    return np.kron(blocks.reshape(blocks_per_side, blocks_per_side), tokens_per_block).ravel()

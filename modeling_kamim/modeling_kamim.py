@@ -1,0 +1,180 @@
+"""Masked image modelling with keypoint weights on HuggingFace's ViT and Swin (arXiv:2407.13873).
+
+The checkpoints are plain ViT and Swin checkpoints: `model_type` stays "vit" or "swin", KAMIM's settings are an extra
+key of the config, and `AutoModel.from_pretrained` needs nothing of this package.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    PreTrainedConfig,
+    SwinConfig,
+    SwinForMaskedImageModeling,
+    ViTConfig,
+    ViTForMaskedImageModeling,
+)
+from transformers.modeling_outputs import MaskedImageModelingOutput
+from transformers.utils import can_return_tuple
+
+from .errors import InputError
+from .losses import masked_l1
+
+MODEL_SIZES: dict[str, dict[str, dict[str, Any]]] = {
+    # DeiT's T, S and B (arXiv:2012.12877)
+    "vit": {
+        "tiny": {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
+        "small": {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536},
+        "base": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    },
+    "swin": {
+        "tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+        "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    },
+}
+SWIN_WINDOW = 6
+
+
+@dataclass
+class KamimMaskedImageModelingOutput(MaskedImageModelingOutput):
+    """`MaskedImageModelingOutput` plus the loss without weights.
+
+    Args:
+        masked_l1: scalar, the mean absolute error over masked pixels; comparable between weightings.
+    """
+
+    masked_l1: torch.Tensor | None = None
+
+
+class KamimForMaskedImageModeling:
+    """What KAMIM's ViT and Swin share, and the way to get either: `from_config` and `from_pretrained`."""
+
+    num_prefix_tokens: int
+
+    @classmethod
+    def from_config(cls, config: PreTrainedConfig, **kwargs) -> "KamimForMaskedImageModeling":
+        """Randomly initialised model for a `ViTConfig` or `SwinConfig`.
+
+        Raises:
+            InputError: for a config of another `model_type`.
+        """
+        return _architecture(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """Model from a directory or Hub id of a ViT or Swin checkpoint; arguments as in transformers.
+
+        Raises:
+            InputError: for a checkpoint of another `model_type`.
+        """
+        if cls is not KamimForMaskedImageModeling:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        config = kwargs.get("config")
+        if not isinstance(config, PreTrainedConfig):
+            hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        return _architecture(config).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        keypoint_weights: torch.Tensor | None = None,
+        **kwargs,
+    ) -> KamimMaskedImageModelingOutput:
+        """Reconstruct the masked pixels (Eq. 3; without weights Eq. 1, which is SimMIM).
+
+        Args:
+            pixel_values: `(batch_size, channels, height, width)`, normalised.
+            bool_masked_pos: `(batch_size, num_patches)`, True where masked; without it there is no loss.
+            keypoint_weights: `(batch_size, rows, columns)`, float; cells of any size that divides the image.
+            **kwargs: of the ViT or Swin encoder, for example `output_hidden_states`.
+        """
+        outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        tokens = outputs.last_hidden_state[:, self.num_prefix_tokens :]
+        side = math.isqrt(tokens.shape[1])
+        reconstruction = self.decoder(tokens.transpose(1, 2).unflatten(2, (side, side)))
+
+        loss = unweighted = None
+        if bool_masked_pos is not None:
+            if reconstruction.shape != pixel_values.shape:
+                raise ValueError(
+                    f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values "
+                    f"{tuple(pixel_values.shape)}: encoder_stride {self.config.encoder_stride} does not fit the encoder"
+                )
+            mask_side = math.isqrt(bool_masked_pos.shape[1])
+            mask = bool_masked_pos.unflatten(1, (mask_side, mask_side))
+            loss, unweighted = masked_l1(reconstruction, pixel_values, mask, keypoint_weights)
+        return KamimMaskedImageModelingOutput(
+            loss=loss,
+            reconstruction=reconstruction,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            masked_l1=unweighted,
+        )
+
+
+class KamimViTForMaskedImageModeling(KamimForMaskedImageModeling, ViTForMaskedImageModeling):
+    """KAMIM on transformers' `ViTForMaskedImageModeling`."""
+
+    num_prefix_tokens = 1  # CLS
+
+
+class KamimSwinForMaskedImageModeling(KamimForMaskedImageModeling, SwinForMaskedImageModeling):
+    """KAMIM on transformers' `SwinForMaskedImageModeling`."""
+
+    num_prefix_tokens = 0
+
+
+_ARCHITECTURES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}
+
+
+def _architecture(config: PreTrainedConfig) -> type:
+    if config.model_type not in _ARCHITECTURES:
+        raise InputError(f"model_type is {config.model_type!r}; KAMIM pretrains: {', '.join(_ARCHITECTURES)}")
+    return _ARCHITECTURES[config.model_type]
+
+
+def build_config(model_type: str, model_size: str, image_size: int = 192, **kwargs) -> ViTConfig | SwinConfig:
+    """Config of the paper's models: ViT with 16 px patches, Swin with windows of 6.
+
+    Args:
+        model_type: "vit" or "swin".
+        model_size: "tiny", "small" or "base"; Swin has no "small" here.
+        image_size: side of the input in pixels; a multiple of 16 (ViT), of 192 or one of 24, 48, 96 (Swin).
+        **kwargs: further config keys, for example `kamim={...}`.
+
+    Raises:
+        InputError: for an unknown type or size, or an image size that the architecture cannot take.
+    """
+    if model_type not in MODEL_SIZES:
+        raise InputError(f"model_type is {model_type!r}; allowed: {', '.join(MODEL_SIZES)}")
+    if model_size not in MODEL_SIZES[model_type]:
+        raise InputError(f"model_size is {model_size!r}; allowed for {model_type}: {', '.join(MODEL_SIZES[model_type])}")
+    settings = {"image_size": image_size, **MODEL_SIZES[model_type][model_size], **kwargs}
+    if model_type == "vit":
+        config = ViTConfig(patch_size=16, encoder_stride=16, num_hidden_layers=12, **settings)
+    else:
+        config = SwinConfig(patch_size=4, encoder_stride=32, window_size=SWIN_WINDOW, **settings)
+    check_image_size(config)
+    return config
+
+
+def check_image_size(config: ViTConfig | SwinConfig) -> None:
+    """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`."""
+    stride = config.encoder_stride if config.model_type == "swin" else config.patch_size
+    if config.image_size <= 0 or config.image_size % stride:
+        raise InputError(f"image_size is {config.image_size}; it must be a multiple of {stride} for {config.model_type}")
+    if config.model_type == "swin":
+        sides = [config.image_size // config.patch_size // 2**stage for stage in range(len(config.depths))]
+        misfits = [side for side in sides if side > config.window_size and side % config.window_size]
+        if misfits:
+            unit = config.encoder_stride * config.window_size
+            raise InputError(
+                f"image_size is {config.image_size}; stages of {sides} tokens a side cannot be cut into windows of "
+                f"{config.window_size}: use a multiple of {unit}"
+            )

@@ -1,0 +1,167 @@
+"""What transformers' Trainer cannot do by argument."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from .data import SampleDataset
+from .errors import InputError
+
+
+class PixelTrainer(Trainer):
+    """Trainer for batches of pixels in 0 to 255: normalises on the device, restores every tensor, measures its speed.
+
+    It logs `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
+    `clipped_steps` (share of steps whose gradient norm exceeded `max_grad_norm`) since the last log. The time of
+    evaluation and saving is left out.
+
+    Args:
+        *args, **kwargs: of `Trainer`; `processing_class` is the image processor that holds mean and std.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self._window = _Window()
+        if isinstance(self.train_dataset, SampleDataset):
+            self.add_callback(_EpochCallback(self.train_dataset))
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs["pixel_values"].float() / 255
+        mean = torch.tensor(self.processing_class.image_mean, device=pixels.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.processing_class.image_std, device=pixels.device).view(1, -1, 1, 1)
+        return {**inputs, "pixel_values": (pixels - mean) / std}
+
+    def get_batch_samples(self, *args, **kwargs):
+        start = time.perf_counter()
+        batches = super().get_batch_samples(*args, **kwargs)
+        self._window.data_wait += time.perf_counter() - start
+        return batches
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
+        self._window.images += len(inputs["pixel_values"]) * self.args.world_size
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        norm = super()._clip_grad_norm(model)
+        self._window.steps += 1
+        self._window.clipped += int(norm > self.args.max_grad_norm)
+        return norm
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        with self._window.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args, **kwargs) -> None:
+        with self._window.paused():
+            super()._save_checkpoint(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            logs.update(self._window.summary())
+            self._window = _Window()
+        super().log(logs, *args, **kwargs)
+
+    # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._restore(model if model is not None else self.model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            self._restore(self.model, self.state.best_model_checkpoint)
+
+    def _restore(self, model: nn.Module, checkpoint: str) -> None:
+        model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        assert isinstance(model, PreTrainedModel)
+        saved = type(model).from_pretrained(checkpoint, config=model.config)
+        model.load_state_dict(saved.state_dict())
+
+
+class MaskedImageTrainer(PixelTrainer):
+    """Trainer of masked image modelling: also logs `masked_l1`, the loss without weights."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(**inputs)
+        if model.training:
+            self._window.masked_l1.append(outputs.masked_l1.detach())
+        return (outputs.loss, outputs) if return_outputs else outputs.loss
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Loss, and the unweighted loss in the place of predictions; the reconstructions are not kept."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad():
+            outputs = model(**inputs)
+        masked_l1 = outputs.masked_l1.detach().repeat(len(inputs["pixel_values"]))
+        return outputs.loss.detach(), masked_l1, masked_l1
+
+
+class ClassificationTrainer(PixelTrainer):
+    """Trainer of classifiers: cross-entropy with class indices or, after CutMix and MixUp, with probabilities."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        outputs = model(pixel_values=inputs["pixel_values"])
+        loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"])
+        return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+
+def find_checkpoint(args: TrainingArguments) -> str | None:
+    """`args.resume_from_checkpoint`, checked before any work starts.
+
+    Raises:
+        InputError: if it is not the directory of a checkpoint.
+    """
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        raise InputError(
+            f"resume_from_checkpoint is {checkpoint!r}, which holds no trainer_state.json; "
+            "give a checkpoint-N directory of a run"
+        )
+    return checkpoint
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training samples which epoch it is."""
+
+    def __init__(self, dataset: SampleDataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch + 1e-6))
+
+
+class _Window:
+    """What happened since the last log."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.images = self.steps = self.clipped = 0
+        self.data_wait = 0.0
+        self.masked_l1: list[torch.Tensor] = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.start
+        summary = {"images_per_second": self.images / elapsed, "data_wait": self.data_wait / elapsed}
+        if self.steps:
+            summary["clipped_steps"] = self.clipped / self.steps
+        if self.masked_l1:
+            summary["masked_l1"] = torch.stack(self.masked_l1).mean().item()
+        return summary

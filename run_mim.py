@@ -1,0 +1,182 @@
+"""Pretrain a ViT or Swin by masked image modelling with keypoint weights (KAMIM), or without (SimMIM).
+
+    accelerate launch run_mim.py --model_type vit
+    python run_mim.py configs/quickstart/pretrain.yaml --temperature 0.5
+    python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/images --weighting none
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import cv2
+import torch
+from datasets import Dataset
+from torch.utils.data import default_collate
+from transformers import set_seed
+
+from modeling_kamim import KamimForMaskedImageModeling, build_config
+from modeling_kamim.arguments import PAPER_BATCH_SIZE, DataArguments, KamimArguments, PretrainingArguments, parse
+from modeling_kamim.data import (
+    SampleDataset,
+    choose_splits,
+    find_image_column,
+    keep_encoded,
+    load_images,
+    report_bad_images,
+)
+from modeling_kamim.errors import run
+from modeling_kamim.evaluation import image_processor
+from modeling_kamim.figures import reconstruction_figure
+from modeling_kamim.model_card import pretraining_card
+from modeling_kamim.trainer import MaskedImageTrainer, find_checkpoint
+from modeling_kamim.transforms import MaskedImageTransform, prepare_images
+
+logger = logging.getLogger("run_mim")
+
+CONFIG_KEYS = (
+    "weighting",
+    "temperature",
+    "weight_norm",
+    "weight_patch_size",
+    "keypoint_detector",
+    "keypoint_detector_args",
+    "keypoint_footprint",
+    "keypoint_source",
+    "mask_patch_size",
+    "mask_ratio",
+)
+
+
+def main() -> None:
+    data_args, kamim_args, training_args = parse((DataArguments, KamimArguments, PretrainingArguments), None, __doc__)
+    logging.basicConfig(
+        level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
+    )
+    cv2.setNumThreads(1)
+    set_seed(training_args.seed)
+    output_dir = Path(training_args.output_dir)
+
+    # Model
+    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
+    model = KamimForMaskedImageModeling.from_config(config)
+    processor = image_processor(config.image_size)
+    checkpoint = find_checkpoint(training_args)
+
+    # Data
+    images = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
+    image_column = find_image_column(train_images, data_args.image_column)
+    transform = MaskedImageTransform(
+        image_column=image_column,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        mask_patch_size=kamim_args.mask_patch_size,
+        mask_ratio=kamim_args.mask_ratio,
+        weight_patch_size=kamim_args.weight_patch_size,
+        random_view=kamim_args.random_view(),
+        weighting=kamim_args.cell_weighting(),
+        detector=kamim_args.detector() if kamim_args.keypoint_source == "online" else None,
+    )
+
+    def prepare(split: Dataset, max_samples: int | None, transform: MaskedImageTransform) -> SampleDataset:
+        split = keep_encoded(split.take(min(max_samples or len(split), len(split))), image_column)
+        with training_args.main_process_first(desc="preparing the images"):
+            split, bad = prepare_images(
+                split,
+                image_column,
+                transform.image_size,
+                kamim_args.detector() if transform.weighting and not transform.detector else None,
+                kamim_args.crop_min_scale,
+                data_args.bad_images == "skip",
+                data_args.num_proc,
+            )
+        report_bad_images(bad, output_dir, training_args.should_save)
+        return SampleDataset(split, transform, training_args.seed)
+
+    train_dataset = prepare(train_images, data_args.max_train_samples, transform)
+    eval_dataset = None
+    if validation_images is not None:
+        eval_transform = dataclasses.replace(transform, random_view=None)
+        eval_dataset = prepare(validation_images, data_args.max_eval_samples, eval_transform)
+
+    # Training
+    describe_run(kamim_args, training_args, model, len(train_dataset))
+    trainer = MaskedImageTrainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=default_collate,
+        processing_class=processor,
+        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
+    )
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+    # Evaluation
+    if eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+
+    # Checkpoint page
+    if training_args.should_save:
+        draw_reconstructions(model, eval_dataset or train_dataset, trainer, output_dir / "reconstructions.png")
+        card_values = {
+            "architecture": f"{kamim_args.model_type.upper()} ({kamim_args.model_size})",
+            "method": "SimMIM's objective" if kamim_args.weighting == "none" else f"{kamim_args.weighting} weights",
+            "image_size": config.image_size,
+            "steps": trainer.state.global_step,
+            "batch_size": training_args.total_batch_size,
+        }
+        dataset_name = data_args.dataset_name or "the embedded photographs of scikit-image"
+        card = pretraining_card(output_dir, dataset_name, trainer.state.log_history, card_values)
+        card.save(output_dir / "README.md")
+        logger.info("Checkpoint, results and README.md are in %s", output_dir)
+        logger.info("Next: python run_classification.py --mode linear_probe --model_name_or_path %s", output_dir)
+
+
+def describe_run(
+    kamim_args: KamimArguments, training_args: PretrainingArguments, model: torch.nn.Module, num_images: int
+) -> None:
+    size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
+    precision = "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32"
+    logger.info(
+        "%s of %s-%s (encoder: %.1fM parameters) on %d images, %s, %d process(es)",
+        *(kamim_args.method, kamim_args.model_type, kamim_args.model_size),
+        *(size, num_images, precision, training_args.world_size),
+    )
+    logger.info(
+        "%d images per step; the paper's learning rate goes with %d (--global_batch_size %d accumulates to it)",
+        *(training_args.total_batch_size, PAPER_BATCH_SIZE, PAPER_BATCH_SIZE),
+    )
+
+
+@torch.no_grad()
+def draw_reconstructions(
+    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer, file: Path
+) -> None:
+    rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
+    batch = trainer._prepare_inputs(default_collate([dataset[row] for row in rows]))
+    model.eval()
+    reconstruction = model(**batch).reconstruction
+    side = model.config.image_size // model.config.patch_size
+    weights = batch.get("keypoint_weights", torch.ones(len(rows), 1, 1))
+    figure = reconstruction_figure(
+        batch["pixel_values"].cpu(),
+        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        reconstruction.cpu(),
+        weights.cpu(),
+        trainer.processing_class.image_mean,
+        trainer.processing_class.image_std,
+    )
+    figure.savefig(file, dpi=80)
+
+
+if __name__ == "__main__":
+    run(main)
