@@ -1,8 +1,8 @@
 """Pretrain a ViT or Swin by masked image modelling with keypoint weights (KAMIM), or without (SimMIM).
 
-    accelerate launch run_mim.py --model_type vit
-    python run_mim.py configs/quickstart/pretrain.yaml --temperature 0.5
-    python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/images --weighting none
+accelerate launch run_mim.py --model_type vit
+python run_mim.py configs/quickstart/pretrain.yaml --temperature 0.5
+python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/images --weighting none
 """
 
 import dataclasses

@@ -76,7 +76,7 @@ class KamimArguments:
     )
     keypoint_detector: Literal["fast", "sift", "orb"] = field(default="fast", metadata={"help": "OpenCV detector."})
     keypoint_detector_args: str | None = field(
-        default=None, metadata={"help": 'Parameters of the detector as JSON, for example \'{"threshold": 20}\'.'}
+        default=None, metadata={"help": "Parameters of the detector as JSON, for example '{\"threshold\": 20}'."}
     )
     keypoint_footprint: Literal["circle", "point"] = field(
         default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
@@ -105,7 +105,7 @@ class KamimArguments:
 
     @property
     def method(self) -> str:
-        """"simmim", "kamim", or "kamim-" and the name of a control weighting."""
+        """ "simmim", "kamim", or "kamim-" and the name of a control weighting."""
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
 
     def cell_weighting(self) -> CellWeighting | None:
@@ -153,7 +153,9 @@ class ClassificationArguments:
     )
     layer: int | None = field(
         default=None,
-        metadata={"help": "ViT block whose tokens are read, from 1; default 8 for linear_probe, the last for finetune."},
+        metadata={
+            "help": "ViT block whose tokens are read, from 1; default 8 for linear_probe, the last for finetune."
+        },
     )
     layer_norm: bool = field(default=False, metadata={"help": "LayerNorm before the linear layer (Table 5; ViT)."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
@@ -207,7 +209,8 @@ class _RecipeArguments(TrainingArguments):
     def __post_init__(self):
         if not (self.bf16 or self.fp16):
             precision = choose_precision(self.use_cpu) if self.precision == "auto" else self.precision
-            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+            self.bf16: bool = precision == "bf16"
+            self.fp16: bool = precision == "fp16"
         if "min_lr" not in str(self.lr_scheduler_type):
             self.lr_scheduler_kwargs = None
         super().__post_init__()
@@ -256,7 +259,7 @@ class ProbingArguments(_RecipeArguments):
 
 
 def choose_precision(use_cpu: bool = False) -> str:
-    """"bf16", "fp16" or "fp32": the fastest that the hardware computes in without emulation."""
+    """ "bf16", "fp16" or "fp32": the fastest that the hardware computes in without emulation."""
     if torch.cuda.is_available() and not use_cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if torch.accelerator.is_available() and not use_cpu:

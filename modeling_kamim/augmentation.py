@@ -14,7 +14,6 @@ from torchvision.transforms import v2
 
 from .images import decode_image
 
-
 _AUGMENT = v2.Compose(
     [
         v2.TrivialAugmentWide(num_magnitude_bins=31),

@@ -131,7 +131,9 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
         kind = _describe(dataset.features[image_column])
-        raise InputError(f"column {image_column!r} holds {kind}, not images; name another with --image_column") from error
+        raise InputError(
+            f"column {image_column!r} holds {kind}, not images; name another with --image_column"
+        ) from error
 
 
 def encode_labels(
@@ -150,8 +152,10 @@ def encode_labels(
         return dataset
     if classes is None:
         return dataset.class_encode_column(label_column)
-    names = [feature.int2str(i) for i in dataset[label_column]] if isinstance(feature, datasets.ClassLabel) else (
-        [str(value) for value in dataset[label_column]]
+    names = (
+        [feature.int2str(i) for i in dataset[label_column]]
+        if isinstance(feature, datasets.ClassLabel)
+        else ([str(value) for value in dataset[label_column]])
     )
     unknown = sorted(set(names) - set(classes.names))
     if unknown:
@@ -167,9 +171,7 @@ def hold_out(
     counts = np.bincount(dataset[label_column], minlength=dataset.features[label_column].num_classes)
     held_out = round(fraction * len(dataset))
     can_stratify = counts[counts > 0].min() > 1 and min(held_out, len(dataset) - held_out) >= (counts > 0).sum()
-    parts = dataset.train_test_split(
-        fraction, seed=seed, stratify_by_column=label_column if can_stratify else None
-    )
+    parts = dataset.train_test_split(fraction, seed=seed, stratify_by_column=label_column if can_stratify else None)
     return parts["train"], parts["test"]
 
 

@@ -142,9 +142,7 @@ def _encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
 
 
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
-    encoder_class, config_class = (
-        (SwinModel, SwinConfig) if isinstance(encoder, SwinModel) else (ViTModel, ViTConfig)
-    )
+    encoder_class, config_class = (SwinModel, SwinConfig) if isinstance(encoder, SwinModel) else (ViTModel, ViTConfig)
     config = config_class.from_dict({**encoder.config.to_dict(), "model_type": config_class.model_type})
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # decoders and unread blocks are left out on purpose

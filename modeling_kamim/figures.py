@@ -28,8 +28,8 @@ def reconstruction_figure(
         mean, std: of the normalisation, for each channel.
     """
     height, width = pixel_values.shape[2:]
-    masked = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
-    masked = masked.unsqueeze(-1).numpy()
+    pixel_mask = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
+    masked = pixel_mask.unsqueeze(-1).numpy()
     original = _to_rgb(pixel_values, mean, std)
     filled = np.where(masked, _to_rgb(reconstruction, mean, std), original)
     panels = (original, np.where(masked, 0.5, original), filled, weights.numpy())

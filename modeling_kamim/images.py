@@ -43,7 +43,9 @@ def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
     except Exception as error:  # decoders raise nearly anything on broken files
         label = source.get("path") or name or "an image without a name"
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise BadImageError(f"cannot decode {label} ({reason}); pass --bad_images skip to leave such images out") from None
+        raise BadImageError(
+            f"cannot decode {label} ({reason}); pass --bad_images skip to leave such images out"
+        ) from None
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -18,9 +18,9 @@ from .errors import InputError
 KEYPOINTS_VERSION = 1
 
 DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
-    "fast": cv2.FastFeatureDetector_create,
-    "sift": cv2.SIFT_create,
-    "orb": cv2.ORB_create,
+    "fast": cv2.FastFeatureDetector.create,
+    "sift": cv2.SIFT.create,
+    "orb": cv2.ORB.create,
 }
 FOOTPRINTS = ("circle", "point")
 
@@ -101,7 +101,7 @@ def draw_rings(keypoints: list[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndar
 def _point_map(keypoints: list[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
     points = np.zeros(shape, np.uint8)
     if keypoints:
-        columns, rows = np.rint(cv2.KeyPoint_convert(keypoints)).astype(np.intp).T
+        columns, rows = np.rint(cv2.KeyPoint.convert(keypoints)).astype(np.intp).T
         points[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)] = 1
     return points
 

@@ -12,6 +12,7 @@ import torch
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     SwinConfig,
     SwinForMaskedImageModeling,
     ViTConfig,
@@ -49,7 +50,7 @@ class KamimMaskedImageModelingOutput(MaskedImageModelingOutput):
     masked_l1: torch.Tensor | None = None
 
 
-class KamimForMaskedImageModeling:
+class KamimForMaskedImageModeling(PreTrainedModel):
     """What KAMIM's ViT and Swin share, and the way to get either: `from_config` and `from_pretrained`."""
 
     num_prefix_tokens: int
@@ -133,7 +134,7 @@ class KamimSwinForMaskedImageModeling(KamimForMaskedImageModeling, SwinForMasked
 _ARCHITECTURES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}
 
 
-def _architecture(config: PreTrainedConfig) -> type:
+def _architecture(config: PreTrainedConfig) -> type[KamimForMaskedImageModeling]:
     if config.model_type not in _ARCHITECTURES:
         raise InputError(f"model_type is {config.model_type!r}; KAMIM pretrains: {', '.join(_ARCHITECTURES)}")
     return _ARCHITECTURES[config.model_type]
@@ -154,7 +155,9 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
     if model_type not in MODEL_SIZES:
         raise InputError(f"model_type is {model_type!r}; allowed: {', '.join(MODEL_SIZES)}")
     if model_size not in MODEL_SIZES[model_type]:
-        raise InputError(f"model_size is {model_size!r}; allowed for {model_type}: {', '.join(MODEL_SIZES[model_type])}")
+        raise InputError(
+            f"model_size is {model_size!r}; allowed for {model_type}: {', '.join(MODEL_SIZES[model_type])}"
+        )
     settings = {"image_size": image_size, **MODEL_SIZES[model_type][model_size], **kwargs}
     if model_type == "vit":
         config = ViTConfig(patch_size=16, encoder_stride=16, num_hidden_layers=12, **settings)
@@ -168,7 +171,9 @@ def check_image_size(config: ViTConfig | SwinConfig) -> None:
     """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`."""
     stride = config.encoder_stride if config.model_type == "swin" else config.patch_size
     if config.image_size <= 0 or config.image_size % stride:
-        raise InputError(f"image_size is {config.image_size}; it must be a multiple of {stride} for {config.model_type}")
+        raise InputError(
+            f"image_size is {config.image_size}; it must be a multiple of {stride} for {config.model_type}"
+        )
     if config.model_type == "swin":
         sides = [config.image_size // config.patch_size // 2**stage for stage in range(len(config.depths))]
         misfits = [side for side in sides if side > config.window_size and side % config.window_size]

@@ -41,9 +41,7 @@ def load_photographs() -> datasets.DatasetDict:
     Training tiles come from the left 70% of a photograph and validation tiles from the rest, so that no pixel is in
     both. Tiles of one split overlap. Columns: `image` and `label`, as in any image classification data set.
     """
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(PHOTOGRAPHS))}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(PHOTOGRAPHS))})
     return datasets.DatasetDict(
         {
             split: datasets.Dataset.from_generator(

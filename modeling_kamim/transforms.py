@@ -146,7 +146,8 @@ class MaskedImageTransform:
             weighting keypoint_weights `(image_size / weight_patch_size,) * 2` float32.
         """
         image = decode_image(row[self.image_column])
-        view = self.random_view(*image.shape[:2], rng) if self.random_view else View.whole(*image.shape[:2])
+        height, width = image.shape[:2]
+        view = self.random_view(height, width, rng) if self.random_view else View.whole(height, width)
         pixels = view.of_image(image, self.image_size)
         mask = block_mask(self.image_size, self.mask_patch_size, self.patch_size, self.mask_ratio, rng)
         sample = {
@@ -186,6 +187,7 @@ def density_grid(image: np.ndarray, detector: KeypointDetector, short_side: int)
 def decode_density(png: dict[str, Any]) -> np.ndarray:
     """`(64, 64)` float32 density in [0, 1] from the attached column."""
     grid = cv2.imdecode(np.frombuffer(png["bytes"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert grid is not None, "a density that this package did not write"
     return grid.astype(np.float32) / np.float32(255)
 
 
