@@ -1,7 +1,7 @@
 """Linear probing or fine-tuning of a KAMIM, ViT or Swin checkpoint, or of random weights, by the paper's recipe.
 
 python run_classification.py --mode linear_probe --model_name_or_path outputs/mim
-accelerate launch run_classification.py --mode finetune --model_name_or_path outputs/mim --dataset_name cifar10
+accelerate launch run_classification.py --mode finetune --model_name_or_path outputs/mim --dataset_name uoft-cs/cifar10
 python run_classification.py configs/quickstart/linear_probe.yaml --model_name_or_path outputs/quickstart/kamim
 """
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import yaml
@@ -179,6 +179,7 @@ class _RecipeArguments(TrainingArguments):
     """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
 
     _argument_group_name = "training (all of transformers' TrainingArguments)"
+    schedule_ends: ClassVar[dict[str, float]]
 
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images on a device at a time."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images on a device in evaluation."})
@@ -200,6 +201,9 @@ class _RecipeArguments(TrainingArguments):
     lr_scheduler_type: str = field(
         default="cosine_warmup_with_min_lr", metadata={"help": "Schedule, by its name in transformers."}
     )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Parameters of the schedule as JSON; the paper's for its schedule."}
+    )
     logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
@@ -211,8 +215,8 @@ class _RecipeArguments(TrainingArguments):
             precision = choose_precision(self.use_cpu) if self.precision == "auto" else self.precision
             self.bf16: bool = precision == "bf16"
             self.fp16: bool = precision == "fp16"
-        if "min_lr" not in str(self.lr_scheduler_type):
-            self.lr_scheduler_kwargs = None
+        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_warmup_with_min_lr":
+            self.lr_scheduler_kwargs = dict(self.schedule_ends)
         super().__post_init__()
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
@@ -236,12 +240,10 @@ class _RecipeArguments(TrainingArguments):
 class PretrainingArguments(_RecipeArguments):
     """The paper's pretraining (section 4.1): lr 8e-4, warm-up from 1e-6 over 10%, cosine to 1e-5, clipping at 1."""
 
+    schedule_ends = {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4}
+
     output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
-    lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4},
-        metadata={"help": "Parameters of the schedule, as JSON."},
-    )
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
 
 
@@ -249,12 +251,10 @@ class PretrainingArguments(_RecipeArguments):
 class ProbingArguments(_RecipeArguments):
     """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping."""
 
+    schedule_ends = {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3}
+
     output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
-    lr_scheduler_kwargs: dict | str | None = field(
-        default_factory=lambda: {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3},
-        metadata={"help": "Parameters of the schedule, as JSON."},
-    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
 
 

@@ -36,7 +36,6 @@ MODEL_SIZES: dict[str, dict[str, dict[str, Any]]] = {
         "base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
     },
 }
-SWIN_WINDOW = 6
 
 
 @dataclass
@@ -141,12 +140,12 @@ def _architecture(config: PreTrainedConfig) -> type[KamimForMaskedImageModeling]
 
 
 def build_config(model_type: str, model_size: str, image_size: int = 192, **kwargs) -> ViTConfig | SwinConfig:
-    """Config of the paper's models: ViT with 16 px patches, Swin with windows of 6.
+    """Config of the paper's models: ViT with 16 px patches; Swin with a last stage of one window, 6 tokens at 192 px.
 
     Args:
         model_type: "vit" or "swin".
         model_size: "tiny", "small" or "base"; Swin has no "small" here.
-        image_size: side of the input in pixels; a multiple of 16 (ViT), of 192 or one of 24, 48, 96 (Swin).
+        image_size: side of the input in pixels; a multiple of 16 (ViT) or 32 (Swin).
         **kwargs: further config keys, for example `kamim={...}`.
 
     Raises:
@@ -162,7 +161,7 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
     if model_type == "vit":
         config = ViTConfig(patch_size=16, encoder_stride=16, num_hidden_layers=12, **settings)
     else:
-        config = SwinConfig(patch_size=4, encoder_stride=32, window_size=SWIN_WINDOW, **settings)
+        config = SwinConfig(patch_size=4, encoder_stride=32, window_size=max(1, image_size // 32), **settings)
     check_image_size(config)
     return config
 
@@ -176,8 +175,7 @@ def check_image_size(config: ViTConfig | SwinConfig) -> None:
         )
     if config.model_type == "swin":
         sides = [config.image_size // config.patch_size // 2**stage for stage in range(len(config.depths))]
-        misfits = [side for side in sides if side > config.window_size and side % config.window_size]
-        if misfits:
+        if any(side % config.window_size for side in sides):
             unit = config.encoder_stride * config.window_size
             raise InputError(
                 f"image_size is {config.image_size}; stages of {sides} tokens a side cannot be cut into windows of "

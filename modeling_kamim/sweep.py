@@ -1,0 +1,132 @@
+"""Expand a sweep file into shell command lines, one for each point of the sweep.
+
+    python -m modeling_kamim.sweep configs/sweeps/table4_detectors.yaml | bash
+    python -m modeling_kamim.sweep configs/sweeps/table4_detectors.yaml --launcher "accelerate launch" | bash
+    python -m modeling_kamim.sweep configs/sweeps/table4_detectors.yaml | xargs -d '\\n' -n 1 -P 3 bash -c
+
+A line holds all that is done at its point, in order and joined by `&&`; lines do not depend on each other, so a queue
+may run them at once or anywhere. They start in the repository's root. Every run is parsed before anything is printed.
+"""
+
+import itertools
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .arguments import (
+    ClassificationArguments,
+    DataArguments,
+    KamimArguments,
+    PretrainingArguments,
+    ProbingArguments,
+    parse,
+)
+from .errors import InputError, run
+
+SCRIPT_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "run_mim.py": (DataArguments, KamimArguments, PretrainingArguments),
+    "run_classification.py": (DataArguments, ClassificationArguments, ProbingArguments),
+}
+
+
+@dataclass
+class SweepArguments:
+    """A sweep: the keys of its file, each of which the command line can override."""
+
+    _argument_group_name = "sweep"
+
+    script: Literal["run_mim.py", "run_classification.py"] = field(metadata={"help": "Script that is swept."})
+    base: str = field(metadata={"help": "YAML file that every point starts from."})
+    sweep: str = field(
+        metadata={"help": "Arguments of the script and their values (a mapping, or JSON); all combinations run."}
+    )
+    output_dir: str = field(metadata={"help": "Every point writes to a folder in it that is named after its values."})
+    then: list[str] = field(
+        default_factory=list,
+        metadata={"help": "YAML files of run_classification.py, run one after the other on every point's checkpoint."},
+    )
+    launcher: str = field(default="python", metadata={"help": 'What starts a script, for example "accelerate launch".'})
+
+    def __post_init__(self):
+        self.points()
+        if self.then and self.script != "run_mim.py":
+            raise InputError(f"'then' is for the checkpoints of run_mim.py; script is {self.script}")
+
+    def points(self) -> list[dict[str, str]]:
+        """Argument -> value of every point; the last argument varies fastest.
+
+        Raises:
+            InputError: unless `sweep` maps arguments to lists of values.
+        """
+        try:
+            grid = json.loads(self.sweep)
+        except json.JSONDecodeError:
+            grid = None
+        if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
+            raise InputError(f"sweep is {self.sweep}; give lines of 'argument: [value, value]'")
+        values = [[_text(value) for value in values] for values in grid.values()]
+        return [dict(zip(grid, point, strict=True)) for point in itertools.product(*values)]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def point_name(point: dict[str, str]) -> str:
+    """`weight_patch_size-8__temperature-0.1`; of a path the last part is used."""
+    return "__".join(f"{key}-{Path(value).name}" for key, value in point.items())
+
+
+def point_runs(sweep: SweepArguments, point: dict[str, str]) -> list[tuple[str, list[str]]]:
+    """(script, its command line) of every run at a point, in running order."""
+    output_dir = f"{sweep.output_dir}/{point_name(point)}"
+    flags = [word for key, value in point.items() for word in (f"--{key}", value)]
+    runs: list[tuple[str, list[str]]] = [(sweep.script, [sweep.base, *flags, "--output_dir", output_dir])]
+    for base in sweep.then:
+        results = f"{output_dir}/{Path(base).parent.name}"
+        argv = [base, "--model_name_or_path", output_dir, "--output_dir", results]
+        runs.append(("run_classification.py", argv))
+    return runs
+
+
+def command_lines(sweep: SweepArguments) -> list[str]:
+    """One shell command line for each point.
+
+    Raises:
+        InputError: for an argument or value that its script refuses, or two runs that would write to one folder.
+    """
+    points = [point_runs(sweep, point) for point in sweep.points()]
+    output_dirs = [argv[-1] for runs in points for _, argv in runs]
+    for output_dir in output_dirs:
+        if output_dirs.count(output_dir) > 1:
+            raise InputError(f"two runs of the sweep would write to {output_dir}; make values or folder names differ")
+    for script, argv in itertools.chain(*points):
+        check_run(script, argv)
+    launcher = shlex.split(sweep.launcher)
+    return [" && ".join(shlex.join([*launcher, script, *argv]) for script, argv in runs) for runs in points]
+
+
+def check_run(script: str, argv: Sequence[str]) -> None:
+    """Parse the command line of a run as its script will.
+
+    Raises:
+        InputError: as `parse`. What only the machine at hand refuses (a number format of GPUs) is not an error here.
+    """
+    try:
+        parse(SCRIPT_ARGUMENTS[script], [*argv, "--use_cpu"])
+    except InputError:
+        raise
+    except (ValueError, ImportError):
+        return
+
+
+def main() -> None:
+    (sweep,) = parse((SweepArguments,), None, __doc__ or "")
+    print("\n".join(command_lines(sweep)))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""Offline, few threads, and every cache in a temporary directory; set before anything of HuggingFace is imported."""
+
+import os
+import tempfile
+from pathlib import Path
+
+_HOME = tempfile.TemporaryDirectory(prefix="kamim_tests_", ignore_cleanup_errors=True)
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HOME=_HOME.name,
+    HF_HUB_CACHE=f"{_HOME.name}/hub",
+    HF_DATASETS_CACHE=f"{_HOME.name}/datasets",
+    HF_EVALUATE_CACHE=f"{_HOME.name}/evaluate",
+    HF_METRICS_CACHE=f"{_HOME.name}/metrics",
+    HF_MODULES_CACHE=f"{_HOME.name}/modules",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HYPOTHESIS_STORAGE_DIRECTORY=f"{_HOME.name}/hypothesis",
+    TOKENIZERS_PARALLELISM="false",
+    OMP_NUM_THREADS="2",
+)
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import skimage.data  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from PIL import Image  # noqa: E402
+
+torch.set_num_threads(2)
+cv2.setNumThreads(1)
+settings.register_profile(
+    "kamim",
+    deadline=None,
+    max_examples=30,
+    database=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("kamim")
+
+
+def _photograph(file: str) -> np.ndarray:
+    with Image.open(Path(skimage.data.__file__).with_name(file)) as image:
+        return np.array(image.convert("RGB"))
+
+
+@pytest.fixture(scope="session")
+def astronaut() -> np.ndarray:
+    """A photograph of 512 x 512 pixels."""
+    return _photograph("astronaut.png")
+
+
+@pytest.fixture(scope="session")
+def photographs(astronaut) -> list[np.ndarray]:
+    """Six crops of photographs, RGB uint8, of several shapes."""
+    cat, coffee = _photograph("chelsea.png"), _photograph("coffee.png")
+    return [
+        astronaut[:128, 150:278],
+        astronaut[100:192, 200:310],
+        astronaut[300:364, 0:160],
+        cat[110:220, 90:230],
+        coffee[100:228, 200:296],
+        coffee[230:330, 150:270],
+    ]
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random weights and inputs in every run, whatever ran before."""
+    torch.manual_seed(0)
+    np.random.seed(0)

@@ -1,0 +1,171 @@
+"""Any image file becomes RGB, or an error with its name."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from modeling_kamim.errors import InputError
+from modeling_kamim.images import BadImageError, decode_image
+
+GENERATOR = np.random.default_rng(0)
+RGB = GENERATOR.integers(0, 256, (12, 17, 3), dtype=np.uint8)
+GRAY = RGB[..., 0]
+ALPHA = GENERATOR.integers(0, 256, (12, 17), dtype=np.uint8)
+
+
+def encode(image, file_format="png", **settings):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **settings)
+    return buffer.getvalue()
+
+
+def decode(data):
+    pixels = decode_image({"bytes": data, "path": None})
+    assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+    return pixels
+
+
+def test_rgb_is_exact_from_bytes_and_from_a_path(tmp_path):
+    data = encode(Image.fromarray(RGB))
+    (tmp_path / "image.png").write_bytes(data)
+    assert np.array_equal(decode(data), RGB)
+    assert np.array_equal(decode_image({"bytes": None, "path": str(tmp_path / "image.png")}), RGB)
+    assert np.array_equal(decode_image({"path": str(tmp_path / "image.png")}), RGB)
+    # Where there are both, the bytes are the image and the path is its former name.
+    assert np.array_equal(decode_image({"bytes": data, "path": "gone/image.png"}), RGB)
+
+
+def test_gray_has_three_equal_channels():
+    assert np.array_equal(decode(encode(Image.fromarray(GRAY))), np.repeat(GRAY[..., None], 3, axis=2))
+
+
+def test_one_bit_is_black_and_white():
+    bits = GRAY > 127
+    pixels = decode(encode(Image.fromarray(bits)))
+    assert np.array_equal(pixels, np.repeat(bits[..., None] * np.uint8(255), 3, axis=2))
+
+
+def test_palette_is_looked_up():
+    image = Image.fromarray(RGB).quantize(16)
+    assert np.array_equal(decode(encode(image)), np.asarray(image.convert("RGB")))
+
+
+def test_transparency_is_dropped():
+    palette = Image.fromarray(RGB).quantize(16)
+    expected = np.asarray(palette.convert("RGB"))
+    assert np.array_equal(decode(encode(palette, transparency=3)), expected)
+    assert np.array_equal(decode(encode(palette, transparency=bytes(range(16)))), expected)
+    assert np.array_equal(decode(encode(Image.fromarray(np.dstack([RGB, ALPHA])))), RGB)
+    gray = np.repeat(GRAY[..., None], 3, axis=2)
+    assert np.array_equal(decode(encode(Image.fromarray(np.dstack([GRAY, ALPHA]), mode="LA"))), gray)
+
+
+def test_cmyk_is_converted():
+    image = Image.fromarray(RGB).convert("CMYK")
+    assert np.array_equal(decode(encode(image, "tiff")), np.asarray(image.convert("RGB")))
+    jpeg = encode(image, "jpeg", quality=95, subsampling=0)
+    assert np.abs(decode(jpeg).astype(int) - RGB).mean() < 6  # not inverted
+
+
+@pytest.mark.parametrize("file_format", ["png", "tiff"])
+def test_16_bit_gray_keeps_the_high_byte(file_format):
+    deep = GENERATOR.integers(0, 2**16, (12, 17), dtype=np.uint16)
+    pixels = decode(encode(Image.fromarray(deep), file_format))
+    assert np.array_equal(pixels, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2))
+
+
+def test_32_bit_integers_and_floats_are_sane():
+    integers = np.linspace(0, 65535, 12 * 17).astype(np.int32).reshape(12, 17)
+    pixels = decode(encode(Image.fromarray(integers), "tiff"))[..., 0]
+    assert np.array_equal(pixels, integers >> 8)
+    floats = np.linspace(0, 1, 12 * 17, dtype=np.float32).reshape(12, 17)
+    pixels = decode(encode(Image.fromarray(floats), "tiff"))[..., 0]
+    assert np.abs(pixels / 255 - floats).max() <= 1 / 255
+    pixels = decode(encode(Image.fromarray(255 * floats), "tiff"))[..., 0]
+    assert np.abs(pixels / 255 - floats).max() <= 1 / 255
+
+
+UPRIGHT = {  # EXIF orientation -> how the stored pixels become upright
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.transpose(1, 0, 2),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: np.rot90(x, -1)[:, ::-1],
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("file_format", ["png", "jpeg"])
+def test_exif_orientation_is_applied(orientation, file_format):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(RGB), file_format, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    pixels = decode(data)
+    assert np.array_equal(pixels, expected)
+    if file_format == "png":
+        if orientation == 7:  # mirrored along the other diagonal
+            assert np.array_equal(pixels, RGB[::-1, ::-1].transpose(1, 0, 2))
+        else:
+            assert np.array_equal(pixels, UPRIGHT[orientation](RGB))
+
+
+def test_16_bit_gray_is_turned_upright_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = GENERATOR.integers(0, 2**16, (12, 17), dtype=np.uint16)
+    pixels = decode(encode(Image.fromarray(deep), exif=exif))
+    assert np.array_equal(pixels[..., 1], np.rot90(deep >> 8, -1))
+
+
+def test_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (17, 12), colour) for colour in ("red", "lime", "blue")]
+    data = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
+    assert np.array_equal(decode(data), np.full((12, 17, 3), (255, 0, 0), np.uint8))
+
+
+def test_result_can_be_used_by_opencv_and_torch():
+    pixels = decode(encode(Image.fromarray(RGB)))
+    assert pixels.flags["C_CONTIGUOUS"]
+
+
+def truncated(file_format):
+    data = encode(Image.fromarray(np.tile(RGB, (10, 10, 1))), file_format)
+    return data[: len(data) // 2]
+
+
+BROKEN = {
+    "half_a_png": truncated("png"),
+    "half_a_jpeg": truncated("jpeg"),
+    "jpeg_header": encode(Image.fromarray(RGB), "jpeg")[:20],
+    "empty": b"",
+    "text": b"this is not an image\n",
+    "html": b"<html><body>404 Not Found</body></html>",
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_images_raise_and_are_named(case, tmp_path):
+    file = tmp_path / f"{case}.jpg"
+    file.write_bytes(BROKEN[case])
+    with pytest.raises(BadImageError, match=case) as error:
+        decode_image({"bytes": None, "path": str(file)})
+    assert "--bad_images skip" in str(error.value) and "\n" not in str(error.value)
+    assert isinstance(error.value, InputError)
+    with pytest.raises(BadImageError, match="the image in row 7"):
+        decode_image({"bytes": BROKEN[case], "path": None}, name="the image in row 7")
+    with pytest.raises(BadImageError, match="photos/one.jpg"):
+        decode_image({"bytes": BROKEN[case], "path": "photos/one.jpg"}, name="the image in row 7")
+
+
+def test_missing_files_raise_and_are_named(tmp_path):
+    with pytest.raises(BadImageError, match="gone.png"):
+        decode_image({"bytes": None, "path": str(tmp_path / "gone.png")})
+    with pytest.raises(BadImageError, match="row 3"):
+        decode_image({"bytes": None, "path": None}, name="row 3")

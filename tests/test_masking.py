@@ -1,0 +1,65 @@
+"""SimMIM's block masks."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modeling_kamim.masking import block_mask
+
+
+def blocks_of(mask, per_side, tokens):
+    """(blocks, tokens of a block) view of a mask."""
+    grid = mask.reshape(per_side, tokens, per_side, tokens)
+    return grid.transpose(0, 2, 1, 3).reshape(per_side**2, tokens**2)
+
+
+@given(
+    st.integers(1, 9),
+    st.integers(1, 8),
+    st.sampled_from([1, 4, 16]),
+    st.floats(0.01, 0.99),
+    st.integers(0, 2**32),
+)
+def test_exact_number_of_whole_blocks(per_side, tokens, patch_size, ratio, seed):
+    block = tokens * patch_size
+    mask = block_mask(per_side * block, block, patch_size, ratio, np.random.default_rng(seed))
+    assert mask.dtype == bool and mask.shape == ((per_side * tokens) ** 2,)
+    blocks = blocks_of(mask, per_side, tokens)
+    assert (blocks == blocks[:, :1]).all()
+    assert blocks[:, 0].sum() == math.ceil(ratio * per_side**2)
+
+
+@pytest.mark.parametrize(
+    "image, block, patch, ratio, masked",
+    [(192, 32, 16, 0.6, 22), (224, 32, 16, 0.6, 30), (64, 32, 4, 0.5, 2), (192, 16, 16, 0.4, 58), (64, 32, 16, 0.9, 4)],
+)
+def test_known_counts(image, block, patch, ratio, masked):
+    mask = block_mask(image, block, patch, ratio, np.random.default_rng(0))
+    assert mask.sum() == masked * (block // patch) ** 2
+
+
+def test_same_generator_state_same_mask():
+    draw = [block_mask(192, 32, 16, 0.6, np.random.default_rng(seed)) for seed in (5, 5, 6)]
+    assert np.array_equal(draw[0], draw[1])
+    assert not np.array_equal(draw[0], draw[2])
+    generator = np.random.default_rng(5)
+    assert np.array_equal(block_mask(192, 32, 16, 0.6, generator), draw[0])
+    assert not np.array_equal(block_mask(192, 32, 16, 0.6, generator), draw[0])
+
+
+def test_global_randomness_is_neither_read_nor_moved():
+    before = np.random.get_state()[1].copy()
+    block_mask(64, 32, 16, 0.5, np.random.default_rng(0))
+    assert np.array_equal(before, np.random.get_state()[1])
+
+
+def test_all_blocks_are_masked_equally_often():
+    generator = np.random.default_rng(0)
+    draws = 4000
+    counts = sum(block_mask(64, 16, 16, 0.6, generator).astype(int) for _ in range(draws))
+    share = 10 / 16  # ceil(0.6 * 16) of 16 blocks
+    sigma = math.sqrt(share * (1 - share) / draws)
+    assert np.abs(counts / draws - share).max() < 5 * sigma

@@ -1,0 +1,110 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification
+
+import run_classification
+import run_mim
+from modeling_kamim.errors import InputError
+
+QUIET = ["--use_cpu", "--disable_tqdm", "true", "--max_train_samples", "32", "--max_eval_samples", "30"]
+
+
+def run(script, monkeypatch, output_dir, *arguments):
+    monkeypatch.setattr(sys, "argv", ["script.py", *arguments, *QUIET, "--output_dir", str(output_dir)])
+    script.main()
+    return output_dir
+
+
+@pytest.fixture(scope="module", params=["vit", "swin"])
+def checkpoint(request, tmp_path_factory):
+    model = {
+        "vit": ["--model_type", "vit", "--image_size", "32", "--mask_patch_size", "16"],
+        "swin": ["--model_type", "swin", "--image_size", "96"],
+    }[request.param]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        sizes = ["--model_size", "tiny", "--max_steps", "1", "--per_device_train_batch_size", "2"]
+        return run(run_mim, monkeypatch, tmp_path_factory.mktemp(request.param), *model, *sizes)
+
+
+@pytest.fixture
+def colour_folder(tmp_path):
+    """Two classes that differ in colour, each in its own folder; training and validation images."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        for name, channel in (("red", 0), ("blue", 2)):
+            folder = tmp_path / "colours" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                pixels = rng.integers(0, 60, (40, 50, 3), dtype=np.uint8)
+                pixels[..., channel] += 180
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    return tmp_path / "colours"
+
+
+@pytest.mark.parametrize("mode", ["linear_probe", "finetune"])
+def test_results_and_checkpoint(monkeypatch, tmp_path, checkpoint, mode):
+    sizes = ["--max_steps", "2", "--per_device_train_batch_size", "8"]
+    output = run(
+        run_classification, monkeypatch, tmp_path, "--mode", mode, "--model_name_or_path", str(checkpoint), *sizes
+    )
+    results = json.loads((output / "results.json").read_text())
+    is_vit = "vit" in checkpoint.name
+    assert results["mode"] == mode
+    assert results["layer"] == ((8 if mode == "linear_probe" else 12) if is_vit else "last stage")
+    assert 0 <= results["top1"] <= results["top5"] <= 1
+    assert results["num_classes"] == 15
+    model = AutoModelForImageClassification.from_pretrained(output)
+    assert model.config.id2label[0] == "astronaut"
+
+    before, after = load_file(checkpoint / "model.safetensors"), load_file(output / "model.safetensors")
+    old_name = "vit.embeddings.cls_token" if is_vit else "swin.embeddings.norm.weight"
+    new_name = "encoder.embeddings.cls_token" if is_vit else old_name
+    assert torch.equal(before[old_name], after[new_name]) == (mode == "linear_probe")
+
+
+def test_a_probe_tells_two_colours_apart(monkeypatch, tmp_path, colour_folder):
+    sizes = ["--num_train_epochs", "30", "--per_device_train_batch_size", "8", "--augmentation", "none"]
+    model = ["--model_size", "tiny", "--image_size", "32"]
+    output = run(run_classification, monkeypatch, tmp_path, "--dataset_name", str(colour_folder), *model, *sizes)
+    assert json.loads((output / "results.json").read_text())["top1"] == 1.0
+
+
+def test_accumulation_gives_the_losses_of_one_large_batch(monkeypatch, tmp_path):
+    """8 x 1 and 2 x 4 without mixing (mixing is drawn for each batch)."""
+    model = ["--model_size", "tiny", "--image_size", "32", "--augmentation", "none", "--logging_steps", "1"]
+    curves = []
+    for batch in (8, 2):
+        sizes = ["--max_steps", "4", "--per_device_train_batch_size", str(batch), "--global_batch_size", "8"]
+        output = run(run_classification, monkeypatch, tmp_path / str(batch), *model, *sizes)
+        log = json.loads((output / "trainer_state.json").read_text())["log_history"]
+        curves.append([(entry["loss"], entry["grad_norm"]) for entry in log if "loss" in entry])
+    torch.testing.assert_close(torch.tensor(curves[0]), torch.tensor(curves[1]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layer", "13"], "layer is 13; the encoder has 12 blocks"),
+        (["--layer", "0"], "layer is 0"),
+        (["--model_type", "swin", "--layer", "3"], "layer and layer_norm are for ViT"),
+        (["--model_name_or_path", "./nowhere"], "nowhere"),
+        (["--label_column", "species"], "there is no column 'species'"),
+        (["--mode", "probe"], "'linear_probe', 'finetune'"),
+    ],
+)
+def test_bad_settings_stop_before_any_work(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(run_classification, monkeypatch, tmp_path / "out", "--model_size", "tiny", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_of_another_size_is_refused(monkeypatch, tmp_path, checkpoint):
+    with pytest.raises(InputError, match="image_size is 64"):
+        arguments = ["--model_name_or_path", str(checkpoint), "--image_size", "64"]
+        run(run_classification, monkeypatch, tmp_path / "out", *arguments)
