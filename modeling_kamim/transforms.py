@@ -184,6 +184,11 @@ def density_grid(image: np.ndarray, detector: KeypointDetector, short_side: int)
     return cv2.resize(keypoints * np.uint8(255), (DENSITY_GRID, DENSITY_GRID), interpolation=cv2.INTER_AREA)
 
 
+def detection_side(image_size: int, min_scale: float) -> int:
+    """Short side at which an average crop, of `min_scale` to all of the area, has `image_size` pixels a side."""
+    return round(image_size / ((min_scale + 1) / 2) ** 0.5)
+
+
 def decode_density(png: dict[str, Any]) -> np.ndarray:
     """`(64, 64)` float32 density in [0, 1] from the attached column."""
     grid = cv2.imdecode(np.frombuffer(png["bytes"], np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -236,9 +241,7 @@ def attach_keypoint_density(
 
     Args:
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
-        image_size: side of the crops in pixels. Detection runs on the image with a short side at which an average
-            crop of `min_scale` to all of the area has that many pixels.
-        min_scale: least area of a crop.
+        image_size, min_scale: of the crops, see `detection_side`.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
         num_proc: processes.
 
@@ -248,7 +251,7 @@ def attach_keypoint_density(
     Raises:
         BadImageError: for the first bad image, unless they are skipped.
     """
-    short_side = round(image_size / ((min_scale + 1) / 2) ** 0.5)
+    short_side = detection_side(image_size, min_scale)
     settings = {"detector": detector, "short_side": short_side, "keypoints_version": KEYPOINTS_VERSION}
     features = datasets.Features({DENSITY_COLUMN: datasets.Image(decode=False), "error": datasets.Value("string")})
     found = _map_images(

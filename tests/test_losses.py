@@ -117,10 +117,11 @@ def test_weights_are_a_constant():
     assert weights.grad is None and reconstruction.grad is not None
 
 
+@pytest.mark.parametrize("target_dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_low_precision_is_summed_in_float32(dtype):
+def test_low_precision_is_summed_in_float32(dtype, target_dtype):
     reconstruction, target, mask, weights = case(side=48, tokens=3, cells=6, dtype=torch.float32)
-    reconstruction = reconstruction.to(dtype)
+    reconstruction, target = reconstruction.to(dtype), target.to(target_dtype)
     loss, unweighted = masked_l1(reconstruction, target, mask, weights)
     exact, exact_unweighted = masked_l1(reconstruction.double(), target.double(), mask, weights.double())
     assert loss.dtype == unweighted.dtype == torch.float32

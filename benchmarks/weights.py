@@ -1,0 +1,66 @@
+"""Weight distributions by detector and footprint, and how well cached densities stand in for online ones.
+
+    python benchmarks/weights.py --dataset_name path/to/photographs [--num_images 200] [--image_size 192]
+
+Prints two Markdown tables; one line of log says which images were used.
+"""
+
+import argparse
+
+import cv2
+import numpy as np
+
+from modeling_kamim import CellWeighting, KeypointDetector, cell_density
+from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.errors import run
+from modeling_kamim.images import decode_image
+from modeling_kamim.keypoints import DETECTORS, FOOTPRINTS
+from modeling_kamim.transforms import RandomView, density_grid, detection_side
+
+CELL = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
+    parser.add_argument("--num_images", type=int, default=200)
+    parser.add_argument("--image_size", type=int, default=192)
+    args = parser.parse_args()
+
+    dataset, _ = choose_splits(load_images(args.dataset_name))
+    column = find_image_column(dataset)
+    dataset = keep_encoded(dataset, column)
+    dataset = dataset.shuffle(seed=0).take(min(args.num_images, len(dataset)))
+    images = [decode_image(row[column]) for row in dataset]
+    print(f"{len(images)} images at {args.image_size} px, cells of {CELL} px, T = 0.25\n")
+    print("| detector | footprint | keypoints | W mean | W 95% | W max | r map-online, density | r map-online, W |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in DETECTORS:
+        for footprint in FOOTPRINTS:
+            print(measure(KeypointDetector(name, footprint), images, args.image_size))
+
+
+def measure(detector: KeypointDetector, images: list[np.ndarray], image_size: int) -> str:
+    weighting = CellWeighting()
+    views, rng = RandomView(), np.random.default_rng(0)
+    counts, online, mapped = [], [], []
+    for image in images:
+        view = views(*image.shape[:2], rng)
+        crop = view.of_image(image, image_size)
+        counts.append(len(detector.detect(crop)))
+        online.append(cell_density(detector(crop), CELL))
+        grid = density_grid(image, detector, detection_side(image_size, views.min_scale)) / np.float32(255)
+        mapped.append(view.of_density(grid, image_size // CELL))
+    weights = np.stack([weighting(density, rng) for density in online])
+    mapped_weights = np.stack([weighting(density, rng) for density in mapped])
+    density_r = np.corrcoef(np.ravel(online), np.ravel(mapped))[0, 1]
+    weight_r = np.corrcoef(weights.ravel(), mapped_weights.ravel())[0, 1]
+    return (
+        f"| {detector.name} | {detector.footprint} | {np.mean(counts):.0f} | {weights.mean():.2f} | "
+        f"{np.percentile(weights, 95):.1f} | {weights.max():.1f} | {density_r:.2f} | {weight_r:.2f} |"
+    )
+
+
+if __name__ == "__main__":
+    cv2.setNumThreads(1)
+    run(main)
