@@ -70,6 +70,8 @@ def main() -> None:
     else:
         validation_images = encode_labels(validation_images, label_column, classes)
 
+    bad_images: list[str] = []
+
     def prepare(split: Dataset, max_samples: int | None, augment: bool) -> SampleDataset:
         split = keep_encoded(split.take(min(max_samples or len(split), len(split))), image_column)
         with training_args.main_process_first(desc="preparing the images"):
@@ -80,13 +82,14 @@ def main() -> None:
                 skip_bad_images=data_args.bad_images == "skip",
                 num_proc=data_args.num_proc,
             )
-        report_bad_images(bad, output_dir, training_args.should_save)
+        bad_images.extend(bad)
         transform = ClassificationTransform(image_column, label_column, config.image_size, augment)
         return SampleDataset(split, transform, training_args.seed)
 
     augment = class_args.augmentation == "paper"
     train_dataset = prepare(train_images, data_args.max_train_samples, augment)
     eval_dataset = prepare(validation_images, data_args.max_eval_samples, augment=False)
+    report_bad_images(bad_images, output_dir, training_args.should_save)
 
     # Model
     model = build_classifier(class_args, classes.names)

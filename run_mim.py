@@ -80,6 +80,8 @@ def main() -> None:
         detector=kamim_args.detector() if kamim_args.keypoint_source == "online" else None,
     )
 
+    bad_images: list[str] = []
+
     def prepare(split: Dataset, max_samples: int | None, transform: MaskedImageTransform) -> SampleDataset:
         split = keep_encoded(split.take(min(max_samples or len(split), len(split))), image_column)
         with training_args.main_process_first(desc="preparing the images"):
@@ -92,7 +94,7 @@ def main() -> None:
                 data_args.bad_images == "skip",
                 data_args.num_proc,
             )
-        report_bad_images(bad, output_dir, training_args.should_save)
+        bad_images.extend(bad)
         return SampleDataset(split, transform, training_args.seed)
 
     train_dataset = prepare(train_images, data_args.max_train_samples, transform)
@@ -100,6 +102,7 @@ def main() -> None:
     if validation_images is not None:
         eval_transform = dataclasses.replace(transform, random_view=None)
         eval_dataset = prepare(validation_images, data_args.max_eval_samples, eval_transform)
+    report_bad_images(bad_images, output_dir, training_args.should_save)
 
     # Training
     describe_run(kamim_args, training_args, model, len(train_dataset))

@@ -1,5 +1,6 @@
 """Command line and YAML: the YAML file sets the defaults, the command line wins, unknown keys are errors."""
 
+import argparse
 import difflib
 import json
 import sys
@@ -281,7 +282,13 @@ def parse(argument_types: Sequence[type], argv: Sequence[str] | None = None, des
             not allowed.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(argument_types, description=description, allow_abbrev=False)
+    parser = _Parser(
+        argument_types,
+        usage="%(prog)s [config.yaml] [--key value ...]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = parser.yaml_to_argv(Path(argv[0])) + argv[1:]
     known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
@@ -289,6 +296,10 @@ def parse(argument_types: Sequence[type], argv: Sequence[str] | None = None, des
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
     return tuple(parsed)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults beside every argument; the description as it is written."""
 
 
 class _Parser(HfArgumentParser):

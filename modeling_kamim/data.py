@@ -1,6 +1,7 @@
 """Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
     """
     if name is None:
         logger.warning(
-            "No data set named: using the embedded photographs of scikit-image, a toy set for trying things out. "
-            "Name one with --dataset_name: a Hub id, a folder of images, or a folder of Parquet or Arrow files."
+            "No data set named: using the embedded photographs of scikit-image, a toy set for trying things out "
+            "(`make quickstart` does so in minutes). Name one with --dataset_name: a Hub id, a folder of images, or a "
+            "folder of Parquet or Arrow files."
         )
         return load_photographs()
     try:
@@ -129,7 +131,7 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
     """
     try:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
-    except (TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (TypeError, ValueError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
         kind = _describe(dataset.features[image_column])
         raise InputError(
             f"column {image_column!r} holds {kind}, not images; name another with --image_column"
@@ -145,9 +147,11 @@ def encode_labels(
         classes: of the training split, for another split of the same data.
 
     Raises:
-        InputError: if another split has a label that `classes` lacks.
+        InputError: if another split has a label that `classes` lacks, or hides its labels (-1).
     """
     feature = dataset.features[label_column]
+    if isinstance(feature, datasets.ClassLabel) and min(dataset[label_column]) < 0:
+        raise InputError("a split has images without a label (-1); name another with --validation_split")
     if isinstance(feature, datasets.ClassLabel) and (classes is None or classes.names == feature.names):
         return dataset
     if classes is None:
@@ -169,7 +173,7 @@ def hold_out(
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
     """Split off a share of the images, the classes in proportion where they are large enough for that."""
     counts = np.bincount(dataset[label_column], minlength=dataset.features[label_column].num_classes)
-    held_out = round(fraction * len(dataset))
+    held_out = math.ceil(fraction * len(dataset))
     can_stratify = counts[counts > 0].min() > 1 and min(held_out, len(dataset) - held_out) >= (counts > 0).sum()
     parts = dataset.train_test_split(fraction, seed=seed, stratify_by_column=label_column if can_stratify else None)
     return parts["train"], parts["test"]
@@ -180,8 +184,7 @@ def report_bad_images(bad: list[str], output_dir: Path, should_save: bool) -> No
     if bad and should_save:
         output_dir.mkdir(parents=True, exist_ok=True)
         file = output_dir / "bad_images.txt"
-        with file.open("a", encoding="utf-8") as lines:
-            lines.writelines(f"{line}\n" for line in bad)
+        file.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
         logger.warning("Left out %d image(s) that cannot be decoded; they are listed in %s", len(bad), file)
 
 

@@ -20,8 +20,8 @@ class BadImageError(InputError):
 def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
-    Gray, palette, CMYK and 16-bit images become 8-bit RGB (16-bit by dropping the low byte), transparency is dropped
-    and of an animation the first frame is taken.
+    Gray, palette, CMYK and 16-bit images become 8-bit RGB (16-bit by dropping the low byte, unless all values fit in 8
+    bits), transparency is dropped and of an animation the first frame is taken.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`, as `datasets.Image(decode=False)` gives it.

@@ -42,7 +42,7 @@ def masked_l1(
     masked_error = cells.sum(dim=(1, 3, 5)) * _expand(mask, rows, columns)  # (batch_size, rows, columns)
 
     masked_pixels = mask.sum() * (height // mask.shape[1]) * (width // mask.shape[2])
-    scale = 1.0 / (channels * masked_pixels.clamp(min=1))
+    scale = 1.0 / (channels * masked_pixels.clamp(min=1)).to(masked_error.dtype)
     unweighted = masked_error.sum() * scale
     if weights is None:
         return unweighted, unweighted

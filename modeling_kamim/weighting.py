@@ -12,6 +12,7 @@ import numpy as np
 from .errors import InputError
 
 MAX_EXPONENT = 20.0
+_TINY = np.finfo(np.float32).tiny
 
 Weighting = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
@@ -73,7 +74,7 @@ def keypoint_weights(density: np.ndarray, temperature: float, rng: np.random.Gen
     Returns:
         `(rows, columns)`, float32, >= 1, the smallest exactly 1.
     """
-    exponent = np.clip(density / np.float32(temperature), -MAX_EXPONENT, MAX_EXPONENT)
+    exponent = np.clip(density / max(np.float32(temperature), _TINY), -MAX_EXPONENT, MAX_EXPONENT)
     return np.exp(exponent - exponent.min(), dtype=np.float32)
 
 
