@@ -25,6 +25,7 @@ from modeling_kamim.data import (
     keep_encoded,
     load_images,
     report_bad_images,
+    subsample,
 )
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation import (
@@ -73,7 +74,7 @@ def main() -> None:
     bad_images: list[str] = []
 
     def prepare(split: Dataset, max_samples: int | None, augment: bool) -> SampleDataset:
-        split = keep_encoded(split.take(min(max_samples or len(split), len(split))), image_column)
+        split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
                 split,
@@ -113,11 +114,11 @@ def main() -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
 
     # Evaluation
     metrics = trainer.evaluate()
     trainer.log_metrics("eval", metrics)
+    trainer.save_state()
     if training_args.should_save:
         results = {
             "top1": metrics["eval_top1"],

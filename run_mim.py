@@ -24,6 +24,7 @@ from modeling_kamim.data import (
     keep_encoded,
     load_images,
     report_bad_images,
+    subsample,
 )
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation import image_processor
@@ -83,7 +84,7 @@ def main() -> None:
     bad_images: list[str] = []
 
     def prepare(split: Dataset, max_samples: int | None, transform: MaskedImageTransform) -> SampleDataset:
-        split = keep_encoded(split.take(min(max_samples or len(split), len(split))), image_column)
+        split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
                 split,
@@ -119,13 +120,13 @@ def main() -> None:
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
     trainer.save_metrics("train", result.metrics)
-    trainer.save_state()
 
     # Evaluation
     if eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
+    trainer.save_state()
 
     # Checkpoint page
     if training_args.should_save:

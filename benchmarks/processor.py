@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
 from modeling_kamim.errors import run
 from modeling_kamim.images import decode_image
 
@@ -27,7 +27,7 @@ def main() -> None:
 
     dataset, _ = choose_splits(load_images(args.dataset_name))
     column = find_image_column(dataset)
-    dataset = keep_encoded(dataset, column).shuffle(seed=0).take(min(args.num_images, len(dataset)))
+    dataset = subsample(keep_encoded(dataset, column), args.num_images, seed=0)
     processor = AutoImageProcessor.from_pretrained(args.checkpoint)
     model = AutoModel.from_pretrained(args.checkpoint).eval()
     size = model.config.image_size

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from modeling_kamim import CellWeighting, KeypointDetector, cell_density
-from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
 from modeling_kamim.errors import run
 from modeling_kamim.images import decode_image
 from modeling_kamim.keypoints import DETECTORS, FOOTPRINTS
@@ -30,7 +30,7 @@ def main() -> None:
     dataset, _ = choose_splits(load_images(args.dataset_name))
     column = find_image_column(dataset)
     dataset = keep_encoded(dataset, column)
-    dataset = dataset.shuffle(seed=0).take(min(args.num_images, len(dataset)))
+    dataset = subsample(dataset, args.num_images, seed=0)
     images = [decode_image(row[column]) for row in dataset]
     print(f"{len(images)} images at {args.image_size} px, cells of {CELL} px, T = 0.25\n")
     print("| detector | footprint | keypoints | W mean | W 95% | W max | r map-online, density | r map-online, W |")

@@ -40,8 +40,12 @@ class DataArguments:
         default=None, metadata={"help": "Split to evaluate on; found by its usual names where not given."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first N training images."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Use only the first N validation images."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Use only N training images, drawn at random."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Use only N validation images, drawn at random."}
+    )
     bad_images: Literal["raise", "skip"] = field(
         default="raise",
         metadata={

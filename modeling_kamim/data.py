@@ -88,35 +88,33 @@ def find_image_column(dataset: datasets.Dataset, column: str | None = None) -> s
     Raises:
         InputError: if it cannot be told; the message lists the columns.
     """
-    columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
-    if column is not None:
-        if column not in dataset.features:
-            raise InputError(f"there is no column {column!r} for --image_column; the data set has: {columns}")
-        return column
-    images = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.Image)]
-    candidates = images or list(dataset.features)
-    named = [key for key in IMAGE_COLUMNS if key in candidates]
-    if len(images) == 1 or named:
-        return named[0] if named else images[0]
-    raise InputError(f"cannot tell which column holds the images; name it with --image_column. Columns: {columns}")
+    return _find_column(dataset, column, "image_column", datasets.Image, IMAGE_COLUMNS)
 
 
 def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> str:
-    """The column that holds the class: the one named, one with a usual name, or the only `ClassLabel`.
+    """The column that holds the class: the one named, the only `ClassLabel`, or one with a usual name.
 
     Raises:
         InputError: if it cannot be told; the message lists the columns.
     """
+    return _find_column(dataset, column, "label_column", datasets.ClassLabel, LABEL_COLUMNS)
+
+
+def _find_column(
+    dataset: datasets.Dataset, column: str | None, argument: str, feature_type: type, usual_names: tuple[str, ...]
+) -> str:
     columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
     if column is not None:
         if column not in dataset.features:
-            raise InputError(f"there is no column {column!r} for --label_column; the data set has: {columns}")
+            raise InputError(f"there is no column {column!r} for --{argument}; the data set has: {columns}")
         return column
-    classes = [key for key, feature in dataset.features.items() if isinstance(feature, datasets.ClassLabel)]
-    named = [key for key in LABEL_COLUMNS if key in (classes or dataset.features)]
-    if len(classes) == 1 or named:
-        return named[0] if named else classes[0]
-    raise InputError(f"cannot tell which column holds the labels; name it with --label_column. Columns: {columns}")
+    typed = [key for key, feature in dataset.features.items() if isinstance(feature, feature_type)]
+    if len(typed) == 1:
+        return typed[0]
+    named = [key for key in usual_names if key in (typed or dataset.features)]
+    if named:
+        return named[0]
+    raise InputError(f"cannot tell which column is the {argument}; name it with --{argument}. Columns: {columns}")
 
 
 def _describe(feature: Any) -> str:
@@ -186,6 +184,13 @@ def report_bad_images(bad: list[str], output_dir: Path, should_save: bool) -> No
         file = output_dir / "bad_images.txt"
         file.write_text("".join(f"{line}\n" for line in bad), encoding="utf-8")
         logger.warning("Left out %d image(s) that cannot be decoded; they are listed in %s", len(bad), file)
+
+
+def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
+    """At most `max_samples` rows, drawn at random, since files are often sorted by class."""
+    if max_samples is None or max_samples >= len(dataset):
+        return dataset
+    return dataset.shuffle(seed=seed).take(max_samples)
 
 
 class SampleDataset(torch.utils.data.Dataset):
