@@ -223,6 +223,8 @@ class _RecipeArguments(TrainingArguments):
         if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_warmup_with_min_lr":
             self.lr_scheduler_kwargs = dict(self.schedule_ends)
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
 
