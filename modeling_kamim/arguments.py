@@ -186,8 +186,8 @@ class _RecipeArguments(TrainingArguments):
     _argument_group_name = "training (all of transformers' TrainingArguments)"
     schedule_ends: ClassVar[dict[str, float]]
 
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images on a device at a time."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images on a device in evaluation."})
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
     global_batch_size: int | None = field(
         default=None,
         metadata={

@@ -124,7 +124,7 @@ def test_a_broken_image_is_named_or_left_out_and_listed(monkeypatch, tmp_path, p
         (["--dataset_name", "./nowhere"], "nowhere"),
         (["--temprature", "1"], "did you mean 'temperature'"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
-        (["--global_batch_size", "100"], "must be a multiple of 64"),
+        (["--global_batch_size", "100"], "must be a multiple of 32"),
     ],
 )
 def test_bad_settings_stop_before_any_work(monkeypatch, tmp_path, arguments, message):
