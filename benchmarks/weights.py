@@ -2,7 +2,7 @@
 
     python benchmarks/weights.py --dataset_name path/to/photographs [--num_images 200] [--image_size 192]
 
-Prints two Markdown tables; one line of log says which images were used.
+Prints how many images were used and one Markdown table.
 """
 
 import argparse

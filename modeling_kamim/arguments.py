@@ -110,7 +110,7 @@ class KamimArguments:
 
     @property
     def method(self) -> str:
-        """ "simmim", "kamim", or "kamim-" and the name of a control weighting."""
+        """Name of the method: "simmim", "kamim", or "kamim-" and the name of a control weighting."""
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
 
     def cell_weighting(self) -> CellWeighting | None:
@@ -266,7 +266,7 @@ class ProbingArguments(_RecipeArguments):
 
 
 def choose_precision(use_cpu: bool = False) -> str:
-    """ "bf16", "fp16" or "fp32": the fastest that the hardware computes in without emulation."""
+    """Fastest of "bf16", "fp16" and "fp32" that the hardware computes in without emulation."""
     if torch.cuda.is_available() and not use_cpu:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if torch.accelerator.is_available() and not use_cpu:

@@ -157,7 +157,7 @@ def encode_labels(
     names = (
         [feature.int2str(i) for i in dataset[label_column]]
         if isinstance(feature, datasets.ClassLabel)
-        else ([str(value) for value in dataset[label_column]])
+        else [str(value) for value in dataset[label_column]]
     )
     unknown = sorted(set(names) - set(classes.names))
     if unknown:
