@@ -35,8 +35,8 @@ from modeling_kamim.evaluation import (
     compute_metrics,
     image_processor,
 )
+from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.trainer import ClassificationTrainer, find_checkpoint
-from modeling_kamim.transforms import prepare_images
 
 logger = logging.getLogger("run_classification")
 
@@ -77,11 +77,7 @@ def main() -> None:
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
-                split,
-                image_column,
-                config.image_size,
-                skip_bad_images=data_args.bad_images == "skip",
-                num_proc=data_args.num_proc,
+                split, image_column, skip_bad_images=data_args.bad_images == "skip", num_proc=data_args.num_proc
             )
         bad_images.extend(bad)
         transform = ClassificationTransform(image_column, label_column, config.image_size, augment)

@@ -29,9 +29,10 @@ from modeling_kamim.data import (
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation import image_processor
 from modeling_kamim.figures import reconstruction_figure
+from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
 from modeling_kamim.trainer import MaskedImageTrainer, find_checkpoint
-from modeling_kamim.transforms import MaskedImageTransform, prepare_images
+from modeling_kamim.transforms import MaskedImageTransform
 
 logger = logging.getLogger("run_mim")
 
@@ -69,6 +70,8 @@ def main() -> None:
     images = load_images(data_args.dataset_name, data_args.dataset_config_name)
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     image_column = find_image_column(train_images, data_args.image_column)
+    weighting = kamim_args.cell_weighting()
+    densities = kamim_args.densities() if weighting and kamim_args.keypoint_source == "map" else None
     transform = MaskedImageTransform(
         image_column=image_column,
         image_size=config.image_size,
@@ -77,8 +80,9 @@ def main() -> None:
         mask_ratio=kamim_args.mask_ratio,
         weight_patch_size=kamim_args.weight_patch_size,
         random_view=kamim_args.random_view(),
-        weighting=kamim_args.cell_weighting(),
-        detector=kamim_args.detector() if kamim_args.keypoint_source == "online" else None,
+        detector=kamim_args.detector() if weighting and not densities else None,
+        density_column=densities.column if densities else None,
+        shuffle_cells=kamim_args.weighting == "shuffled",
     )
 
     bad_images: list[str] = []
@@ -87,15 +91,10 @@ def main() -> None:
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
-                split,
-                image_column,
-                transform.image_size,
-                kamim_args.detector() if transform.weighting and not transform.detector else None,
-                kamim_args.crop_min_scale,
-                data_args.bad_images == "skip",
-                data_args.num_proc,
+                split, image_column, densities, data_args.bad_images == "skip", data_args.num_proc
             )
         bad_images.extend(bad)
+        split = split.select_columns([image_column, *([densities.column] if densities else [])])
         return SampleDataset(split, transform, training_args.seed)
 
     train_dataset = prepare(train_images, data_args.max_train_samples, transform)
@@ -114,6 +113,8 @@ def main() -> None:
         eval_dataset=eval_dataset,
         data_collator=default_collate,
         processing_class=processor,
+        weighting=weighting,
+        num_cells=config.image_size // kamim_args.weight_patch_size,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -6,16 +6,20 @@ Prints how many images were used and one Markdown table.
 """
 
 import argparse
+from random import Random
 
 import cv2
 import numpy as np
+import torch
 
 from modeling_kamim import CellWeighting, KeypointDetector, cell_density
 from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
+from modeling_kamim.density import density_grid, detection_side
 from modeling_kamim.errors import run
 from modeling_kamim.images import decode_image
 from modeling_kamim.keypoints import DETECTORS, FOOTPRINTS
-from modeling_kamim.transforms import RandomView, density_grid, detection_side
+from modeling_kamim.views import RandomView
+from modeling_kamim.weighting import resample_density
 
 CELL = 8
 
@@ -41,19 +45,19 @@ def main() -> None:
 
 
 def measure(detector: KeypointDetector, images: list[np.ndarray], image_size: int) -> str:
-    weighting = CellWeighting()
-    views, rng = RandomView(), np.random.default_rng(0)
-    counts, online, mapped = [], [], []
+    weighting, views, rng = CellWeighting(), RandomView(), Random(0)
+    counts, online, grids, boxes = [], [], [], []
     for image in images:
         view = views(*image.shape[:2], rng)
         crop = view.of_image(image, image_size)
         counts.append(len(detector.detect(crop)))
         online.append(cell_density(detector(crop), CELL))
-        grid = density_grid(image, detector, detection_side(image_size, views.min_scale)) / np.float32(255)
-        mapped.append(view.of_density(grid, image_size // CELL))
-    weights = np.stack([weighting(density, rng) for density in online])
-    mapped_weights = np.stack([weighting(density, rng) for density in mapped])
-    density_r = np.corrcoef(np.ravel(online), np.ravel(mapped))[0, 1]
+        grids.append(density_grid(image, detector, detection_side(image_size, views.min_scale)) / np.float32(255))
+        boxes.append(view.crop_box())
+    mapped = resample_density(torch.from_numpy(np.stack(grids)), torch.tensor(boxes), image_size // CELL)
+    weights = weighting(torch.from_numpy(np.stack(online))).numpy()
+    mapped_weights = weighting(mapped).numpy()
+    density_r = np.corrcoef(np.ravel(online), mapped.numpy().ravel())[0, 1]
     weight_r = np.corrcoef(weights.ravel(), mapped_weights.ravel())[0, 1]
     return (
         f"| {detector.name} | {detector.footprint} | {np.mean(counts):.0f} | {weights.mean():.2f} | "

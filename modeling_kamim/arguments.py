@@ -13,9 +13,10 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from .density import DensityDetector, detection_side
 from .errors import InputError
 from .keypoints import KeypointDetector
-from .transforms import RandomView
+from .views import RandomView
 from .weighting import CellWeighting
 
 PAPER_BATCH_SIZE = 2048
@@ -129,9 +130,67 @@ class KamimArguments:
             raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
         return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
 
+    def densities(self) -> DensityDetector:
+        """The detector of whole images that these arguments describe."""
+        return DensityDetector(self.detector(), detection_side(self.image_size, self.crop_min_scale))
+
     def random_view(self) -> RandomView:
         """The crop and flips that these arguments describe."""
         return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
+
+
+@dataclass
+class PreparationArguments:
+    """Which images, and how they are prepared."""
+
+    _argument_group_name = "preparation"
+
+    dataset_name: str = field(
+        metadata={"help": "Hub id, folder of images, folder or file of Parquet, or directory saved by `datasets`."}
+    )
+    output_dir: str = field(metadata={"help": "Folder of the prepared data set."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
+    image_size: int = field(
+        default=192,
+        metadata={"help": "Side of the model's input in pixels; images are shrunk to a short side of 4/3 of it."},
+    )
+    quality: int = field(default=90, metadata={"help": "JPEG quality of the shrunk images, 1 to 100."})
+    keypoint_detector: list[str] = field(
+        default_factory=lambda: ["fast"], metadata={"help": "One or several of fast, sift and orb."}
+    )
+    keypoint_footprint: Literal["circle", "point"] = field(
+        default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    )
+    crop_min_scale: float = field(
+        default=0.67, metadata={"help": "Least area of the training's crops; sets the scale of detection."}
+    )
+    bad_images: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out and list it."},
+    )
+    rows_per_shard: int = field(default=4096, metadata={"help": "Images in a Parquet file."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes (local engine)."})
+    engine: Literal["local", "ray"] = field(
+        default="local",
+        metadata={"help": "Processes of this machine, or Ray Data on the cluster that RAY_ADDRESS names."},
+    )
+
+    def __post_init__(self):
+        for name in ("image_size", "rows_per_shard", "num_proc"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"{name} is {value}; it must be at least 1")
+        if not 1 <= self.quality <= 100:
+            raise InputError(f"quality is {self.quality}; it must be between 1 and 100")
+        RandomView(self.crop_min_scale)
+        self.densities()
+
+    def densities(self) -> tuple[DensityDetector, ...]:
+        """The detectors of whole images that these arguments describe."""
+        side = detection_side(self.image_size, self.crop_min_scale)
+        names = dict.fromkeys(self.keypoint_detector)
+        return tuple(DensityDetector(KeypointDetector(name, self.keypoint_footprint), side) for name in names)
 
 
 def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
@@ -275,13 +334,19 @@ def choose_precision(use_cpu: bool = False) -> str:
     return "bf16" if native else "fp32"
 
 
-def parse(argument_types: Sequence[type], argv: Sequence[str] | None = None, description: str = "") -> tuple[Any, ...]:
+def parse(
+    argument_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    positional: Sequence[str] = (),
+) -> tuple[Any, ...]:
     """Parse `[config.yaml] [--key value ...]` into dataclasses.
 
     Args:
         argument_types: dataclasses, as for `HfArgumentParser`.
         argv: the command line without the program; `sys.argv` where None.
         description: shown by `--help`.
+        positional: arguments that may be given first, without their names, in place of a YAML file.
 
     Raises:
         InputError: for a missing or malformed file, an unknown key (with the nearest known one), or a value that is
@@ -290,13 +355,16 @@ def parse(argument_types: Sequence[type], argv: Sequence[str] | None = None, des
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(
         argument_types,
-        usage="%(prog)s [config.yaml] [--key value ...]",
+        usage=f"%(prog)s {' '.join(map(str.upper, positional)) or '[config.yaml]'} [--key value ...]",
         description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     if argv and argv[0].endswith((".yaml", ".yml")):
         argv = parser.yaml_to_argv(Path(argv[0])) + argv[1:]
+    for name in positional:
+        if argv and not argv[0].startswith("-"):
+            argv = [*argv[1:], f"--{name}", argv[0]]
     known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     *parsed, unknown = known
     if unknown:

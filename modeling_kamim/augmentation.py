@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
 from .images import decode_image
+from .transforms import channels_first
 
 _AUGMENT = v2.Compose(
     [
@@ -40,7 +41,7 @@ class ClassificationTransform:
     image_size: int
     augment: bool
 
-    def __call__(self, row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, Any]:
         """Draw one sample.
 
         Returns:
@@ -51,8 +52,8 @@ class ClassificationTransform:
         pixels = cv2.resize(image, (self.image_size, self.image_size), interpolation=cv2.INTER_LINEAR)
         sample = {"labels": row[self.label_column]}
         if not self.augment:
-            return {**sample, "pixel_values": torch.from_numpy(pixels).permute(2, 0, 1).contiguous()}
-        augment_seed, mixing_seed = (int(seed) for seed in rng.integers(2**62, size=2))
+            return {**sample, "pixel_values": channels_first(pixels)}
+        augment_seed, mixing_seed = rng.getrandbits(62), rng.getrandbits(62)
         with _seeded(augment_seed):
             pixel_values = _AUGMENT(Image.fromarray(pixels))
         return {**sample, "pixel_values": pixel_values, "mixing_seed": mixing_seed}

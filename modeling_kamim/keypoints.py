@@ -4,7 +4,7 @@ A map is the paper's F: one value in {0, 1} for each pixel. To weight by somethi
 factory to `DETECTORS`, or any callable with the signature of `KeypointDetector`: image in, map out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -58,7 +58,7 @@ class KeypointDetector:
     def _opencv(self) -> cv2.Feature2D:
         return _opencv_detector(self.name, tuple(sorted(self.parameters.items())))
 
-    def detect(self, image: np.ndarray) -> list[cv2.KeyPoint]:
+    def detect(self, image: np.ndarray) -> Sequence[cv2.KeyPoint]:
         """Keypoints of an RGB image.
 
         The RGB array is handed to OpenCV as it is, as the released code does; OpenCV's own gray conversion then
@@ -67,7 +67,7 @@ class KeypointDetector:
         Args:
             image: `(height, width, 3)`, uint8.
         """
-        return list(self._opencv().detect(image, None))
+        return self._opencv().detect(image, None)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Keypoint map of an RGB image.
@@ -85,7 +85,7 @@ class KeypointDetector:
         return points if self.footprint == "point" else cv2.dilate(points, _ring_stamp())
 
 
-def draw_rings(keypoints: list[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
+def draw_rings(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
     """Binarised drawing of `cv2.drawKeypoints`: a ring of radius 3 px around every keypoint.
 
     For keypoints at whole pixels (FAST) it equals dilating the point map with one ring, at about 20 times the cost.
@@ -98,12 +98,13 @@ def draw_rings(keypoints: list[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndar
     return (drawn[..., 0] > 0).astype(np.uint8)
 
 
-def _point_map(keypoints: list[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
-    points = np.zeros(shape, np.uint8)
+def _point_map(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    points = np.zeros(height * width, np.uint8)
     if keypoints:
         columns, rows = np.rint(cv2.KeyPoint.convert(keypoints)).astype(np.intp).T
-        points[rows.clip(0, shape[0] - 1), columns.clip(0, shape[1] - 1)] = 1
-    return points
+        points[rows.clip(0, height - 1) * width + columns.clip(0, width - 1)] = 1
+    return points.reshape(shape)
 
 
 @lru_cache(maxsize=1)

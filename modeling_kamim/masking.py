@@ -1,13 +1,12 @@
 """SimMIM's block masks (arXiv:2111.09886, used unchanged by arXiv:2407.13873, section 4.1.1)."""
 
 import math
+from random import Random
 
 import numpy as np
 
 
-def block_mask(
-    image_size: int, mask_patch_size: int, patch_size: int, mask_ratio: float, rng: np.random.Generator
-) -> np.ndarray:
+def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_ratio: float, rng: Random) -> np.ndarray:
     """Random mask of square blocks over the model's tokens.
 
     Exactly `ceil(mask_ratio * number of blocks)` blocks are masked, never more or fewer.
@@ -25,6 +24,6 @@ def block_mask(
     blocks_per_side = image_size // mask_patch_size
     num_blocks = blocks_per_side**2
     blocks = np.zeros(num_blocks, bool)
-    blocks[rng.permutation(num_blocks)[: math.ceil(mask_ratio * num_blocks)]] = True
-    tokens_per_block = np.ones((mask_patch_size // patch_size,) * 2, bool)
-    return np.kron(blocks.reshape(blocks_per_side, blocks_per_side), tokens_per_block).ravel()
+    blocks[rng.sample(range(num_blocks), math.ceil(mask_ratio * num_blocks))] = True
+    tokens = mask_patch_size // patch_size
+    return blocks.reshape(blocks_per_side, blocks_per_side).repeat(tokens, 0).repeat(tokens, 1).ravel()

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from .data import SampleDataset
 from .errors import InputError
+from .weighting import CellWeighting, resample_density
 
 
 class PixelTrainer(Trainer):
@@ -91,7 +92,27 @@ class PixelTrainer(Trainer):
 
 
 class MaskedImageTrainer(PixelTrainer):
-    """Trainer of masked image modelling: also logs `masked_l1`, the loss without weights."""
+    """Trainer of masked image modelling: weights the loss, and logs `masked_l1`, the loss without weights.
+
+    Args:
+        *args, **kwargs: of `PixelTrainer`.
+        weighting: from the densities of a batch to weights; None for SimMIM.
+        num_cells: weight cells on each side of an image.
+    """
+
+    def __init__(self, *args, weighting: CellWeighting | None = None, num_cells: int = 24, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weighting = weighting
+        self.num_cells = num_cells
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        inputs = super()._prepare_inputs(inputs)
+        if self.weighting is None:
+            return inputs
+        density = inputs.pop("keypoint_density")
+        if "crop_box" in inputs:
+            density = resample_density(density.float() / 255, inputs.pop("crop_box"), self.num_cells)
+        return {**inputs, "keypoint_weights": self.weighting(density, inputs.pop("cell_order", None))}
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**inputs)

@@ -1,27 +1,31 @@
-"""From a keypoint map to the weights of the loss (arXiv:2407.13873, Eq. 2), and the controls beside it. Pure numpy.
+"""From a keypoint map to the weights of the loss (arXiv:2407.13873, Eq. 2), and the controls beside it.
 
-A weighting is a function `(density, temperature, rng) -> weights` over the cells of one image. To try another one,
-write that function and add it to `WEIGHTINGS`; the command line, the map step and the trainer need nothing else.
+Densities are found in the loader, image by image; weights are computed on the device, for a whole batch at once.
+
+A weighting is a function `(density, temperature, cell_order) -> weights` over the cells of each image. To try another
+one, write that function and add it to `WEIGHTINGS`; the command line, the map step and the trainer need nothing else.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from .errors import InputError
 
 MAX_EXPONENT = 20.0
-_TINY = np.finfo(np.float32).tiny
+_TINY = torch.finfo(torch.float32).tiny
+_CELLS = (-2, -1)
 
-Weighting = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+Weighting = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 
 
 def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
     """Omega of Eq. 2: the share of keypoint pixels in every `cell_size` x `cell_size` cell.
 
     Args:
-        keypoint_map: `(height, width)`, values {0, 1}.
+        keypoint_map: `(height, width)`, uint8, values {0, 1}.
         cell_size: side of a cell (w_ps) in pixels; must divide height and width.
 
     Returns:
@@ -33,65 +37,74 @@ def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
     height, width = keypoint_map.shape
     if height % cell_size or width % cell_size:
         raise ValueError(f"cell_size {cell_size} does not divide a {height}x{width} map")
-    cells = keypoint_map.reshape(height // cell_size, cell_size, width // cell_size, cell_size)
-    return cells.mean(axis=(1, 3), dtype=np.float32)
+    columns = keypoint_map.reshape(height // cell_size, cell_size, width).sum(axis=1, dtype=np.uint16)
+    counts = columns.reshape(height // cell_size, width // cell_size, cell_size).sum(axis=2, dtype=np.uint32)
+    return counts.astype(np.float32) / np.float32(cell_size**2)
 
 
-def resample_density(density: np.ndarray, box: tuple[float, float, float, float], num_cells: int) -> np.ndarray:
-    """Density in the cells of a crop, by exact area averages of a density grid of the whole image.
+def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: int) -> torch.Tensor:
+    """Density in the cells of crops, by exact area averages of density grids of the whole images.
 
     Args:
-        density: `(rows, columns)`, in [0, 1], over the whole image.
-        box: (top, left, bottom, right) of the crop as fractions of the image, in [0, 1].
+        density: `(batch_size, rows, columns)`, float, in [0, 1], over the whole images.
+        crop_box: `(batch_size, 4)`: top, left, bottom and right of the crops as fractions of the images, in [0, 1].
+            A box with its bottom above its top, or its right before its left, mirrors the crop.
         num_cells: cells of the result on each side.
 
     Returns:
-        `(num_cells, num_cells)`, float32 in [0, 1].
+        `(batch_size, num_cells, num_cells)`, float32 in [0, 1].
     """
-    top, left, bottom, right = box
-    rows = _overlaps(density.shape[0], top, bottom, num_cells)
-    columns = _overlaps(density.shape[1], left, right, num_cells)
-    return (rows @ density.astype(np.float32) @ columns.T).clip(0.0, 1.0)
+    top, left, bottom, right = crop_box.float().unbind(1)
+    rows = _overlaps(density.shape[1], top, bottom, num_cells)
+    columns = _overlaps(density.shape[2], left, right, num_cells)
+    return (rows @ density.float() @ columns.transpose(1, 2)).clamp(0.0, 1.0)
 
 
-def _overlaps(num_source: int, start: float, stop: float, num_target: int) -> np.ndarray:
-    """(num_target, num_source) share of each target interval that each source interval covers; rows sum to 1."""
-    source = np.arange(num_source + 1)
-    target = np.linspace(start, stop, num_target + 1) * num_source
-    upper = np.minimum(target[1:, None], source[None, 1:])
-    lower = np.maximum(target[:-1, None], source[None, :-1])
-    lengths = (upper - lower).clip(min=0.0)
-    return (lengths / lengths.sum(axis=1, keepdims=True)).astype(np.float32)
+def _overlaps(num_source: int, start: torch.Tensor, stop: torch.Tensor, num_target: int) -> torch.Tensor:
+    """(batch, num_target, num_source) share of each target interval that each source interval covers; rows sum to 1."""
+    steps = torch.linspace(0, 1, num_target + 1, device=start.device)
+    edges = torch.lerp(start[:, None], stop[:, None], steps) * num_source
+    lower, upper = torch.aminmax(torch.stack([edges[:, :-1], edges[:, 1:]]), dim=0)
+    source = torch.arange(num_source, device=start.device)
+    lengths = (torch.minimum(upper[..., None], source + 1) - torch.maximum(lower[..., None], source)).clamp(min=0.0)
+    return lengths / lengths.sum(dim=2, keepdim=True)
 
 
-def keypoint_weights(density: np.ndarray, temperature: float, rng: np.random.Generator | None = None) -> np.ndarray:
+def keypoint_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
     """Eq. 2: `W = exp(Omega / T) / min(exp(Omega / T))`, Omega / T clipped to [-20, 20] as in the released code.
 
     Args:
-        density: `(rows, columns)`, in [0, 1].
+        density: `(..., rows, columns)`, float, in [0, 1].
         temperature: T > 0; the smaller, the more the weights differ.
 
     Returns:
-        `(rows, columns)`, float32, >= 1, the smallest exactly 1.
+        `(..., rows, columns)`, float32, >= 1, the smallest of each image exactly 1.
     """
-    exponent = np.clip(density / max(np.float32(temperature), _TINY), -MAX_EXPONENT, MAX_EXPONENT)
-    return np.exp(exponent - exponent.min(), dtype=np.float32)
+    exponent = (density.float() / max(temperature, _TINY)).clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    return torch.exp(exponent - exponent.amin(_CELLS, keepdim=True))
 
 
-def constant_weights(density: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+def constant_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
     """The mean keypoint weight in every cell: KAMIM's loss scale without its selectivity."""
-    return np.full_like(density, keypoint_weights(density, temperature).mean(), dtype=np.float32)
+    return keypoint_weights(density, temperature).mean(_CELLS, keepdim=True).expand(density.shape)
 
 
-def shuffled_weights(density: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
-    """The keypoint weights with the cells permuted: their distribution without their place."""
-    return rng.permutation(keypoint_weights(density, temperature).ravel()).reshape(density.shape)
+def shuffled_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+    """The keypoint weights with the cells permuted: their distribution without their place.
+
+    Args:
+        cell_order: `(..., rows * columns)`, int64, a permutation for each image.
+    """
+    if cell_order is None:
+        raise ValueError("shuffled weights need a cell_order, a permutation of the cells for each image")
+    weights = keypoint_weights(density, temperature)
+    return weights.flatten(-2).gather(-1, cell_order).view_as(weights)
 
 
-def inverse_weights(density: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
+def inverse_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
     """`max(W) / W`: the same range, with the most weight where there are the fewest keypoints."""
     weights = keypoint_weights(density, temperature)
-    return weights.max() / weights
+    return weights.amax(_CELLS, keepdim=True) / weights
 
 
 WEIGHTINGS: dict[str, Weighting] = {
@@ -129,15 +142,15 @@ class CellWeighting:
         if not self.temperature > 0:
             raise InputError(f"temperature is {self.temperature}; it must be greater than 0 (the paper uses 0.25)")
 
-    def __call__(self, density: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Weights of one image.
+    def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+        """Weights of images.
 
         Args:
-            density: `(rows, columns)`, in [0, 1].
-            rng: used by the weightings that are random.
+            density: `(..., rows, columns)`, float, in [0, 1].
+            cell_order: `(..., rows * columns)`, int64, permutations of the cells; for "shuffled" only.
 
         Returns:
-            `(rows, columns)`, float32.
+            `(..., rows, columns)`, float32.
         """
-        weights = WEIGHTINGS[self.name](density, self.temperature, rng)
-        return weights / weights.mean() if self.norm == "mean" else weights
+        weights = WEIGHTINGS[self.name](density, self.temperature, cell_order)
+        return weights / weights.mean(_CELLS, keepdim=True) if self.norm == "mean" else weights

@@ -1,0 +1,296 @@
+"""Data sets made ready for fast training: smaller images with their keypoint densities, in sharded Parquet.
+
+The work is `Preparation`, a pure function from rows to rows, and `ShardJob`, which writes one file of them. What runs
+the jobs, processes of this machine or Ray Data on many, knows nothing of either.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from .density import DensityDetector
+from .errors import InputError
+from .images import DECODER_VERSION
+from .map_steps import decode_rows
+from .model_card import prepared_dataset_card
+
+SETTINGS_FILE = "preparation.json"
+BATCH_SIZE = 100
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
+
+    An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG; a
+    smaller one keeps its bytes. Densities are detected before that, so they are those of the `datasets.map` step.
+
+    Args:
+        image_column: column of the image, as `datasets.Image(decode=False)`; the other columns are passed on.
+        image_size: side of the model's input in pixels.
+        densities: what is detected; may be empty.
+        quality: of the JPEGs, 1 to 100.
+        skip_bad_images: leave out images that cannot be decoded instead of raising.
+    """
+
+    image_column: str
+    image_size: int
+    densities: tuple[DensityDetector, ...]
+    quality: int = 90
+    skip_bad_images: bool = False
+
+    @property
+    def short_side(self) -> int:
+        """Short side of the images in pixels: so large that few crops are enlarged."""
+        return round(self.image_size * 4 / 3)
+
+    def features(self, features: datasets.Features) -> datasets.Features:
+        """Features of the result for those of the rows."""
+        columns = {name: feature for name, feature in features.items() if not name.startswith("keypoint_density_")}
+        columns[self.image_column] = datasets.Image()
+        columns |= {density.column: datasets.Value("binary") for density in self.densities}
+        return datasets.Features(columns)
+
+    def __call__(self, rows: dict[str, list], indices: list[int]) -> tuple[dict[str, list], list[str]]:
+        """Prepare a batch.
+
+        Args:
+            rows: columns of the batch.
+            indices: numbers of its rows, to name images that have no name.
+
+        Returns:
+            Columns of the prepared rows, and a line for each bad image that was left out.
+
+        Raises:
+            BadImageError: for the first bad image, unless they are skipped.
+        """
+        kept: list[int] = []
+        bad: list[str] = []
+        prepared: dict[str, list] = {density.column: [] for density in self.densities}
+        images = []
+        sources = rows[self.image_column]
+        for place, (image, error) in enumerate(decode_rows(sources, indices, self.skip_bad_images)):
+            if image is None:
+                bad.append(str(error))
+                continue
+            kept.append(place)
+            images.append(self._shrink(image, sources[place]))
+            for density in self.densities:
+                prepared[density.column].append(density(image))
+        columns = {name: [values[place] for place in kept] for name, values in rows.items() if name not in prepared}
+        return {**columns, self.image_column: images, **prepared}, bad
+
+    def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
+        name = Path(source["path"]).name if source.get("path") else None
+        height, width = image.shape[:2]
+        scale = self.short_side / min(height, width)
+        if scale >= 1:
+            data = source["bytes"] if source.get("bytes") is not None else Path(source["path"]).read_bytes()
+            return {"bytes": data, "path": name}
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        smaller = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
+        _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
+        return {"bytes": jpeg.tobytes(), "path": f"{Path(name).stem}.jpg" if name else None}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Callable that prepares the rows `start` to `stop` of a data set and writes them to `file`, whole or not at all.
+
+    Args:
+        rows: the data set, of images as `datasets.Image(decode=False)`.
+        start, stop: the rows of this shard.
+        preparation: what is done to them.
+        file: Parquet file to write; where images were left out, a text file beside it lists them.
+    """
+
+    rows: datasets.Dataset
+    start: int
+    stop: int
+    preparation: Preparation
+    file: Path
+
+    def __call__(self, report: Callable[[int], object] = lambda count: None) -> int:
+        """Write the shard, unless it is there; `report` gets the number of rows done since it was last called.
+
+        Returns:
+            The number of rows of the shard.
+        """
+        if self.file.exists():
+            return self.stop - self.start
+        cv2.setNumThreads(1)
+        tables, bad = [], []
+        for start in range(self.start, self.stop, BATCH_SIZE):
+            indices = list(range(start, min(start + BATCH_SIZE, self.stop)))
+            columns, errors = self.preparation(self.rows[indices], indices)
+            features = self.preparation.features(self.rows.features)
+            tables.append(datasets.Dataset.from_dict(columns, features=features))
+            bad += errors
+            report(len(indices))
+        if bad:
+            _write_aside(bad_images_file(self.file), lambda file: file.write_text("".join(f"{b}\n" for b in bad)))
+        shard = datasets.concatenate_datasets(tables)
+        _write_aside(self.file, lambda file: shard.to_parquet(file, compression="zstd"))
+        return self.stop - self.start
+
+
+def bad_images_file(shard: Path) -> Path:
+    """Where the images that a shard left out are listed."""
+    return shard.with_suffix(".bad_images.txt")
+
+
+def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    write(unfinished)
+    unfinished.replace(file)
+
+
+def prepare_dataset(
+    dataset: datasets.DatasetDict,
+    output_dir: Path,
+    preparation: Preparation,
+    name: str,
+    rows_per_shard: int = 4096,
+    num_proc: int = 1,
+    engine: str = "local",
+) -> list[str]:
+    """Write a prepared data set; shards that an interrupted call left behind are kept, and the rest is done.
+
+    Writes `output_dir/data/SPLIT-NUMBER-of-NUMBER.parquet`, README.md (the data card), and `preparation.json`.
+
+    Args:
+        dataset: splits of images as `datasets.Image(decode=False)`.
+        output_dir: may exist, if its `preparation.json` says the same as this call.
+        name: of the data set, for the card.
+        rows_per_shard: rows of a file.
+        num_proc: processes, with the local engine.
+        engine: "local", or "ray": the cluster that `ray.init` finds, whose nodes all see the data and `output_dir`.
+
+    Returns:
+        A line for each bad image left out.
+
+    Raises:
+        InputError: if `output_dir` holds something else, or Ray is asked for and not installed.
+        BadImageError: for the first bad image, unless they are skipped.
+    """
+    (output_dir / "data").mkdir(parents=True, exist_ok=True)
+    _check_settings(output_dir, dataset, preparation, rows_per_shard)
+    jobs = list(_jobs(dataset, output_dir / "data", preparation, rows_per_shard))
+    pending = [job for job in jobs if not job.file.exists()]
+    done = sum(job.stop - job.start for job in jobs) - sum(job.stop - job.start for job in pending)
+    with tqdm(total=sum(map(len, dataset.values())), initial=done, unit=" images", desc="Preparing") as bar:
+        ENGINES[engine](pending, num_proc, bar)
+    bad = _collect_bad_images(jobs)
+    card = prepared_dataset_card(output_dir, name, preparation, _statistics(jobs, dataset, len(bad)))
+    card.save(output_dir / "README.md")
+    return bad
+
+
+def _check_settings(
+    output_dir: Path, dataset: datasets.DatasetDict, preparation: Preparation, rows_per_shard: int
+) -> None:
+    settings = {
+        **asdict(preparation),
+        "densities": [density.label for density in preparation.densities],
+        "splits": {split: {"rows": len(rows), "fingerprint": rows._fingerprint} for split, rows in dataset.items()},
+        "rows_per_shard": rows_per_shard,
+        "decoder_version": DECODER_VERSION,
+    }
+    file = output_dir / SETTINGS_FILE
+    if file.exists():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        differing = [key for key in settings if earlier.get(key) != settings[key]]
+        if differing:
+            raise InputError(
+                f"{output_dir} was prepared otherwise (different: {', '.join(differing)}; see {file}); "
+                "give another folder, or delete this one"
+            )
+    _write_aside(file, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+
+
+def _jobs(
+    dataset: datasets.DatasetDict, folder: Path, preparation: Preparation, rows_per_shard: int
+) -> Iterator[ShardJob]:
+    for split, rows in dataset.items():
+        starts = range(0, len(rows), rows_per_shard)
+        for number, start in enumerate(starts):
+            file = folder / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            yield ShardJob(rows, start, min(start + rows_per_shard, len(rows)), preparation, file.resolve())
+
+
+def _run_locally(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
+    if num_proc == 1:
+        for job in jobs:
+            job(bar.update)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    start = bar.n
+    with ProcessPoolExecutor(num_proc, context, _share_counter, (counter,)) as pool:
+        waiting = {pool.submit(_run_and_count, job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                bar.update(start + counter.value - bar.n)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_counter: Any = None  # rows done, shared by the processes of a pool
+
+
+def _share_counter(counter: Any) -> None:
+    global _counter
+    _counter = counter
+
+
+def _run_and_count(job: ShardJob) -> int:
+    def report(count: int) -> None:
+        with _counter.get_lock():
+            _counter.value += count
+
+    return job(report)
+
+
+def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install 'modeling-kamim[ray]'") from None
+    if not jobs:
+        return
+    shared = ray.put(jobs)
+
+    def run(row: dict[str, int]) -> dict[str, int]:
+        return {"rows": ray.get(shared)[row["job"]]()}
+
+    numbers = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
+    for row in numbers.map(run).iter_rows():
+        bar.update(row["rows"])
+
+
+ENGINES: dict[str, Callable[[list[ShardJob], int, tqdm], None]] = {"local": _run_locally, "ray": _run_on_ray}
+
+
+def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
+    files = [bad_images_file(job.file) for job in jobs]
+    return [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _statistics(jobs: list[ShardJob], dataset: datasets.DatasetDict, num_bad: int) -> dict[str, Any]:
+    rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
+    size = sum(job.file.stat().st_size for job in jobs)
+    return {"splits": list(dataset), "num_rows": rows, "num_bytes": size, "num_bad": num_bad}
