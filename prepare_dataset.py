@@ -31,6 +31,7 @@ def main() -> None:
     preparation = Preparation(
         image_column, args.image_size, args.densities(), args.quality, skip_bad_images=args.bad_images == "skip"
     )
+    datasets.disable_progress_bars()  # one bar for everything
     bad_images = prepare_dataset(
         images, output_dir, preparation, args.dataset_name, args.rows_per_shard, args.num_proc or 1, args.engine
     )

@@ -10,7 +10,9 @@ import logging
 from pathlib import Path
 
 import cv2
-from datasets import Dataset
+import datasets
+from torch import nn
+from torch.utils.data import Dataset
 from transformers import set_seed
 
 from modeling_kamim.arguments import ClassificationArguments, DataArguments, ProbingArguments, parse
@@ -35,6 +37,7 @@ from modeling_kamim.evaluation import (
     compute_metrics,
     image_processor,
 )
+from modeling_kamim.features import ClassificationHead, extract_features
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.trainer import ClassificationTrainer, find_checkpoint
 
@@ -73,13 +76,14 @@ def main() -> None:
 
     bad_images: list[str] = []
 
-    def prepare(split: Dataset, max_samples: int | None, augment: bool) -> SampleDataset:
+    def prepare(split: datasets.Dataset, max_samples: int | None, augment: bool) -> SampleDataset:
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
                 split, image_column, skip_bad_images=data_args.bad_images == "skip", num_proc=data_args.num_proc
             )
         bad_images.extend(bad)
+        split = split.select_columns([image_column, label_column])
         transform = ClassificationTransform(image_column, label_column, config.image_size, augment)
         return SampleDataset(split, transform, training_args.seed)
 
@@ -89,26 +93,37 @@ def main() -> None:
     report_bad_images(bad_images, output_dir, training_args.should_save)
 
     # Model
-    model = build_classifier(class_args, classes.names)
+    model = build_classifier(class_args, classes.names, training_args.attn_implementation)
+    processor = image_processor(config.image_size, class_args.model_name_or_path)
     logger.info(
         "%s of %s on %d images of %d classes, chance is %.1f%%",
         *(class_args.mode, class_args.model_name_or_path or "random weights", len(train_dataset)),
         *(classes.num_classes, 100 / classes.num_classes),
     )
+    logger.info("Speed: %s", training_args.describe_speed())
 
     # Training
-    trainer = ClassificationTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        data_collator=MixingCollator(classes.num_classes),
-        processing_class=image_processor(config.image_size, class_args.model_name_or_path),
-        compute_metrics=compute_metrics,
-        preprocess_logits_for_metrics=best_classes,
-    )
+    def build_trainer(model: nn.Module, train_dataset: Dataset, eval_dataset: Dataset) -> ClassificationTrainer:
+        return ClassificationTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=MixingCollator(classes.num_classes),
+            processing_class=processor,
+            compute_metrics=compute_metrics,
+            preprocess_logits_for_metrics=best_classes,
+        )
+
+    trainer = build_trainer(model, train_dataset, eval_dataset)
+    if class_args.trains_on_features:
+        train_features = extract_features(trainer, train_dataset, "Features of the training images")
+        eval_features = extract_features(trainer, eval_dataset, "Features of the validation images")
+        trainer = build_trainer(ClassificationHead(model), train_features, eval_features)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if class_args.trains_on_features and training_args.should_save:
+        model.save_pretrained(output_dir)  # over the head alone
     trainer.save_metrics("train", result.metrics)
 
     # Evaluation

@@ -62,7 +62,7 @@ def main() -> None:
     # Model
     kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
     config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
-    model = KamimForMaskedImageModeling.from_config(config)
+    model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
     processor = image_processor(config.image_size)
     checkpoint = find_checkpoint(training_args)
 
@@ -150,12 +150,12 @@ def describe_run(
     kamim_args: KamimArguments, training_args: PretrainingArguments, model: torch.nn.Module, num_images: int
 ) -> None:
     size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
-    precision = "bf16" if training_args.bf16 else "fp16" if training_args.fp16 else "fp32"
     logger.info(
-        "%s of %s-%s (encoder: %.1fM parameters) on %d images, %s, %d process(es)",
+        "%s of %s-%s (encoder: %.1fM parameters) on %d images, %d process(es)",
         *(kamim_args.method, kamim_args.model_type, kamim_args.model_size),
-        *(size, num_images, precision, training_args.world_size),
+        *(size, num_images, training_args.world_size),
     )
+    logger.info("Speed: %s", training_args.describe_speed())
     logger.info(
         "%d images per step; the paper's learning rate goes with %d (--global_batch_size %d accumulates to it)",
         *(training_args.total_batch_size, PAPER_BATCH_SIZE, PAPER_BATCH_SIZE),

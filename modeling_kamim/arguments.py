@@ -230,12 +230,21 @@ class ClassificationArguments:
         default="paper",
         metadata={"help": "TrivialAugmentWide, RandomErasing and CutMix or MixUp (section 4.1.1), or a plain resize."},
     )
+    cache_features: bool = field(
+        default=True,
+        metadata={"help": "Run a frozen encoder once instead of every epoch, where there is no augmentation."},
+    )
 
     def __post_init__(self):
         if not 0 < self.validation_fraction < 1:
             raise InputError(f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1")
         if self.layer is not None and self.layer < 1:
             raise InputError(f"layer is {self.layer}; blocks are counted from 1")
+
+    @property
+    def trains_on_features(self) -> bool:
+        """Whether the encoder's features never change, so that the head is trained on features computed once."""
+        return self.cache_features and self.mode == "linear_probe" and self.augmentation == "none"
 
 
 @dataclass
@@ -256,6 +265,10 @@ class _RecipeArguments(TrainingArguments):
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
         default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."}
+    )
+    attention: Literal["auto", "sdpa", "eager"] = field(
+        default="auto",
+        metadata={"help": "auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."},
     )
     num_train_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
@@ -297,6 +310,21 @@ class _RecipeArguments(TrainingArguments):
         return self.global_batch_size // at_a_time
 
     @property
+    def attn_implementation(self) -> str:
+        """The attention that `attention` means on this device, as transformers names it."""
+        if self.attention != "auto":
+            return self.attention
+        return "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
+
+    def describe_speed(self) -> str:
+        """The settings that decide the speed, and what chose them."""
+        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self.precision == "auto" else "as asked for"
+        attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
+        compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
+        return f"{precision} ({chosen}), {self.attn_implementation} attention ({attention}), {self.optim}, {compiled}"
+
+    @property
     def total_batch_size(self) -> int:
         """Images per optimiser step over all devices."""
         return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
@@ -322,6 +350,17 @@ class ProbingArguments(_RecipeArguments):
     output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.label_names = ["labels"]
+
+
+_PRECISION_REASONS = {
+    "bf16": "hardware that computes in it",
+    "fp16": "a GPU without bf16",
+    "fp32": "hardware without bf16 units",
+}
 
 
 def choose_precision(use_cpu: bool = False) -> str:

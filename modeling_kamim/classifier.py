@@ -63,12 +63,19 @@ class KamimViTForImageClassification(ViTPreTrainedModel):
             logits `(batch_size, num_labels)`, and the mean cross-entropy where labels are given.
         """
         outputs = self.encoder(pixel_values, **kwargs)
-        features = outputs.last_hidden_state[:, 1:].mean(dim=1)
-        logits = self.head(self.norm(features))
+        logits = self.head(self.norm(self._pool(outputs.last_hidden_state)))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def pooled_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, hidden_size)` means of the patch tokens, which `norm` and `head` read."""
+        return self._pool(self.encoder(pixel_values).last_hidden_state)
+
+    @staticmethod
+    def _pool(tokens: torch.Tensor) -> torch.Tensor:
+        return tokens[:, 1:].mean(dim=1)
 
 
 AutoConfig.register(KamimViTClassifierConfig.model_type, KamimViTClassifierConfig)

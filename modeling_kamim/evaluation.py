@@ -78,7 +78,9 @@ def image_processor(image_size: int, checkpoint: str | None = None) -> ViTImageP
     return ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
 
 
-def build_classifier(args: ClassificationArguments, class_names: list[str] | None = None) -> PreTrainedModel:
+def build_classifier(
+    args: ClassificationArguments, class_names: list[str] | None = None, attn_implementation: str = "sdpa"
+) -> PreTrainedModel:
     """Encoder of a checkpoint (or random weights) under a new linear layer.
 
     ViT: mean of the patch tokens of `args.layer`; the blocks behind it are not loaded. The last block is read behind
@@ -93,10 +95,10 @@ def build_classifier(args: ClassificationArguments, class_names: list[str] | Non
         config.id2label = dict(enumerate(class_names))
         config.label2id = {name: index for index, name in enumerate(class_names)}
     if isinstance(config, SwinConfig):
-        model = SwinForImageClassification._from_config(config)
+        model = SwinForImageClassification._from_config(config, attn_implementation=attn_implementation)
         encoder = model.swin
     else:
-        model = KamimViTForImageClassification._from_config(config)
+        model = KamimViTForImageClassification._from_config(config, attn_implementation=attn_implementation)
         encoder = model.encoder
     if args.model_name_or_path is not None:
         _load_encoder(encoder, args.model_name_or_path)

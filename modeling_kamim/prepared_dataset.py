@@ -140,7 +140,7 @@ class ShardJob:
         if bad:
             _write_aside(bad_images_file(self.file), lambda file: file.write_text("".join(f"{b}\n" for b in bad)))
         shard = datasets.concatenate_datasets(tables)
-        _write_aside(self.file, lambda file: shard.to_parquet(file, compression="zstd"))
+        _write_aside(self.file, lambda file: shard.to_parquet(file))
         return self.stop - self.start
 
 
@@ -255,6 +255,7 @@ _counter: Any = None  # rows done, shared by the processes of a pool
 def _share_counter(counter: Any) -> None:
     global _counter
     _counter = counter
+    datasets.disable_progress_bars()
 
 
 def _run_and_count(job: ShardJob) -> int:

@@ -36,6 +36,8 @@ class PixelTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        if "pixel_values" not in inputs:
+            return inputs
         pixels = inputs["pixel_values"].float() / 255
         mean = torch.tensor(self.processing_class.image_mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.processing_class.image_std, device=pixels.device).view(1, -1, 1, 1)
@@ -48,7 +50,7 @@ class PixelTrainer(Trainer):
         return batches
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
-        self._window.images += len(inputs["pixel_values"]) * self.args.world_size
+        self._window.images += len(next(iter(inputs.values()))) * self.args.world_size
         return super().training_step(model, inputs, *args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
@@ -73,22 +75,26 @@ class PixelTrainer(Trainer):
 
     # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
+        if self._renames_keys:
             self._restore(model if model is not None else self.model, resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
+        if self._renames_keys:
             self._restore(self.model, self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+    @property
+    def _renames_keys(self) -> bool:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return isinstance(model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _restore(self, model: nn.Module, checkpoint: str) -> None:
-        model = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        assert isinstance(model, PreTrainedModel)
-        saved = type(model).from_pretrained(checkpoint, config=model.config)
-        model.load_state_dict(saved.state_dict())
+        restored: PreTrainedModel = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        saved = type(restored).from_pretrained(checkpoint, config=restored.config)
+        restored.load_state_dict(saved.state_dict())
 
 
 class MaskedImageTrainer(PixelTrainer):
@@ -133,7 +139,7 @@ class ClassificationTrainer(PixelTrainer):
     """Trainer of classifiers: cross-entropy with class indices or, after CutMix and MixUp, with probabilities."""
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
-        outputs = model(pixel_values=inputs["pixel_values"])
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
         loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"])
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 

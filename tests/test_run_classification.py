@@ -75,6 +75,19 @@ def test_a_probe_tells_two_colours_apart(monkeypatch, tmp_path, colour_folder):
     assert json.loads((output / "results.json").read_text())["top1"] == 1.0
 
 
+def test_a_probe_on_cached_features_is_the_probe_of_forward_passes(monkeypatch, tmp_path, checkpoint):
+    sizes = ["--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--augmentation", "none"]
+    sizes += ["--model_name_or_path", str(checkpoint), "--max_train_samples", "64"]
+    cached = run(run_classification, monkeypatch, tmp_path / "cached", *sizes)
+    forward = run(run_classification, monkeypatch, tmp_path / "forward", *sizes, "--cache_features", "false")
+    expected, found = load_file(forward / "model.safetensors"), load_file(cached / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for key in expected:
+        torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-6)
+    results = [json.loads((output / "results.json").read_text()) for output in (cached, forward)]
+    assert results[0]["top1"] == results[1]["top1"]
+
+
 def test_accumulation_gives_the_losses_of_one_large_batch(monkeypatch, tmp_path):
     """8 x 1 and 2 x 4 without mixing (mixing is drawn for each batch)."""
     model = ["--model_size", "tiny", "--image_size", "32", "--augmentation", "none", "--logging_steps", "1"]
