@@ -1,6 +1,7 @@
 """Samples and batches of linear probing and fine-tuning."""
 
 import random
+from random import Random
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ def row(image, label=1):
 
 
 def rng(seed=0):
-    return np.random.default_rng(seed)
+    return Random(seed)
 
 
 AUGMENT = ClassificationTransform("image", "label", 48, augment=True)

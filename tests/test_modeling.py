@@ -218,3 +218,16 @@ def test_swin_runs_at_every_size_that_build_config_takes(image_size):
             torch.randn(1, 3, image_size, image_size), torch.ones(1, (image_size // 4) ** 2, dtype=torch.bool)
         )
     assert output.reconstruction.shape == (1, 3, image_size, image_size) and output.loss.isfinite()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_compiles_to_one_graph(name, attention):
+    model = KamimForMaskedImageModeling.from_config(CONFIGS[name], attn_implementation=attention).eval()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    inputs = batch(CONFIGS[name])
+    expected = model(**inputs).loss
+    loss = compiled(**inputs).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
