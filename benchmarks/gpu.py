@@ -5,8 +5,8 @@
 
 "synthetic" trains on one batch that is already on the device; "data" reads the data set through the loader with
 `--num_workers` processes, repeated as often as needed, with stored FAST densities (detected first where the data set
-has none). "loader" is the input path alone. MFU is the matrix products of a step over the measured rate of large bf16 (on a
-CPU without bf16: fp32) matrix products. Runs on a CPU too, to try it out.
+has none). "loader" is the input path alone. MFU is the matrix products of a step over the measured rate of large bf16
+matrix products (fp32 on a CPU without bf16). Runs on a CPU too, to try it out.
 """
 
 import argparse

@@ -228,6 +228,7 @@ class SampleDataset(torch.utils.data.Dataset):
         if torch.utils.data.get_worker_info() is not None:
             cv2.setNumThreads(1)
         epoch = int(self._epoch)
+        indices = [range(len(self))[index] for index in indices]
         return [
             self.transform(row, Random(self.seed << 128 | epoch << 64 | index))
             for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)

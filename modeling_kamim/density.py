@@ -15,6 +15,7 @@ from .keypoints import KEYPOINTS_VERSION, KeypointDetector
 
 DENSITY_GRID = 64
 _NUM_BYTES = DENSITY_GRID**2
+_PGM_START = b"P5\n# "
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def detection_side(image_size: int, min_scale: float) -> int:
 
 def encode_density(grid: np.ndarray, label: str) -> bytes:
     """Binary PGM of a `(64, 64)` uint8 grid, with a label of one ASCII line as its comment."""
-    return f"P5\n# {label}\n{DENSITY_GRID} {DENSITY_GRID}\n255\n".encode("ascii") + grid.tobytes()
+    return _PGM_START + f"{label}\n{DENSITY_GRID} {DENSITY_GRID}\n255\n".encode("ascii") + grid.tobytes()
 
 
 def decode_density(pgm: bytes) -> np.ndarray:
@@ -84,6 +85,8 @@ def decode_density(pgm: bytes) -> np.ndarray:
     return np.frombuffer(bytearray(pgm[-_NUM_BYTES:]), np.uint8).reshape(DENSITY_GRID, DENSITY_GRID)
 
 
-def density_label(pgm: bytes) -> str:
-    """The label that a stored density carries."""
-    return pgm[:-_NUM_BYTES].split(b"\n")[1].removeprefix(b"# ").decode("ascii")
+def density_label(pgm: bytes | None) -> str:
+    """The label that a stored density carries; "" for anything else."""
+    if pgm is None or not pgm.startswith(_PGM_START):
+        return ""
+    return pgm[len(_PGM_START) :].split(b"\n", 1)[0].decode("ascii", "replace")

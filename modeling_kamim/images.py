@@ -15,8 +15,8 @@ from .errors import InputError
 DECODER_VERSION = 1
 
 _JPEG_START = b"\xff\xd8\xff"
-_EXIF = b"Exif\0\0"
-_LONGEST_SEGMENT = 1 << 16
+_JPEG_SCAN = 0xDA
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # where Pillow looks for an orientation
 
 
 class BadImageError(InputError):
@@ -58,11 +58,19 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         is_plain = colour_space in ("YCbCr", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-        if is_plain and data.find(_EXIF, 0, _LONGEST_SEGMENT) == -1:
+        if is_plain and not any(mark in _jpeg_header(data) for mark in _ORIENTATION_MARKS):
             return simplejpeg.decode_jpeg(data)
     except ValueError:  # damaged: Pillow decides whether it can be read
         pass
     return None
+
+
+def _jpeg_header(data: bytes) -> bytes:
+    """The segments before the first scan."""
+    position = 2
+    while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _JPEG_SCAN:
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    return data[:position]
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:

@@ -24,6 +24,11 @@ def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_rati
     blocks_per_side = image_size // mask_patch_size
     num_blocks = blocks_per_side**2
     blocks = np.zeros(num_blocks, bool)
-    blocks[rng.sample(range(num_blocks), math.ceil(mask_ratio * num_blocks))] = True
+    blocks[random_order(num_blocks, rng)[: math.ceil(mask_ratio * num_blocks)]] = True
     tokens = mask_patch_size // patch_size
     return blocks.reshape(blocks_per_side, blocks_per_side).repeat(tokens, 0).repeat(tokens, 1).ravel()
+
+
+def random_order(count: int, rng: Random) -> np.ndarray:
+    """Random permutation of `count` numbers, `(count,)` int64."""
+    return np.frombuffer(rng.randbytes(8 * count), np.uint64).argsort(kind="stable")

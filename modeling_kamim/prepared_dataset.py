@@ -6,11 +6,12 @@ the jobs, processes of this machine or Ray Data on many, knows nothing of either
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import cv2
 import datasets
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from .density import DensityDetector
 from .errors import InputError
-from .images import DECODER_VERSION
+from .images import DECODER_VERSION, BadImageError
 from .map_steps import decode_rows
 from .model_card import prepared_dataset_card
 
@@ -56,7 +57,7 @@ class Preparation:
 
     def features(self, features: datasets.Features) -> datasets.Features:
         """Features of the result for those of the rows."""
-        columns = {name: feature for name, feature in features.items() if not name.startswith("keypoint_density_")}
+        columns = _without_densities(features)
         columns[self.image_column] = datasets.Image()
         columns |= {density.column: datasets.Value("binary") for density in self.densities}
         return datasets.Features(columns)
@@ -87,7 +88,7 @@ class Preparation:
             images.append(self._shrink(image, sources[place]))
             for density in self.densities:
                 prepared[density.column].append(density(image))
-        columns = {name: [values[place] for place in kept] for name, values in rows.items() if name not in prepared}
+        columns = {name: [values[place] for place in kept] for name, values in _without_densities(rows).items()}
         return {**columns, self.image_column: images, **prepared}, bad
 
     def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +104,10 @@ class Preparation:
         return {"bytes": jpeg.tobytes(), "path": f"{Path(name).stem}.jpg" if name else None}
 
 
+def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: column for name, column in columns.items() if not name.startswith("keypoint_density_")}
+
+
 @dataclass(frozen=True)
 class ShardJob:
     """Callable that prepares the rows `start` to `stop` of a data set and writes them to `file`, whole or not at all.
@@ -111,7 +116,7 @@ class ShardJob:
         rows: the data set, of images as `datasets.Image(decode=False)`.
         start, stop: the rows of this shard.
         preparation: what is done to them.
-        file: Parquet file to write; where images were left out, a text file beside it lists them.
+        file: Parquet file to write; where images were left out, a hidden text file beside it lists them.
     """
 
     rows: datasets.Dataset
@@ -138,19 +143,21 @@ class ShardJob:
             bad += errors
             report(len(indices))
         if bad:
-            _write_aside(bad_images_file(self.file), lambda file: file.write_text("".join(f"{b}\n" for b in bad)))
+            lines = "".join(f"{line}\n" for line in bad)
+            _write_aside(bad_images_file(self.file), lambda file: file.write_text(lines, encoding="utf-8"))
         shard = datasets.concatenate_datasets(tables)
         _write_aside(self.file, lambda file: shard.to_parquet(file))
         return self.stop - self.start
 
 
 def bad_images_file(shard: Path) -> Path:
-    """Where the images that a shard left out are listed."""
-    return shard.with_suffix(".bad_images.txt")
+    """Where the images that a shard left out are listed: hidden, or `datasets` reads it as a shard."""
+    return shard.with_name(f".{shard.stem}.bad_images.txt")
 
 
 def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
-    unfinished = file.with_name(f".{file.name}.unfinished")
+    # a name of its own: a node that a cluster has given up may still be writing the same file
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     write(unfinished)
     unfinished.replace(file)
 
@@ -180,7 +187,7 @@ def prepare_dataset(
         A line for each bad image left out.
 
     Raises:
-        InputError: if `output_dir` holds something else, or Ray is asked for and not installed.
+        InputError: if `output_dir` holds something else, no image is left, or Ray is asked for and not installed.
         BadImageError: for the first bad image, unless they are skipped.
     """
     (output_dir / "data").mkdir(parents=True, exist_ok=True)
@@ -190,8 +197,13 @@ def prepare_dataset(
     done = sum(job.stop - job.start for job in jobs) - sum(job.stop - job.start for job in pending)
     with tqdm(total=sum(map(len, dataset.values())), initial=done, unit=" images", desc="Preparing") as bar:
         ENGINES[engine](pending, num_proc, bar)
+    for unfinished in output_dir.rglob(".*.unfinished"):
+        unfinished.unlink()
     bad = _collect_bad_images(jobs)
-    card = prepared_dataset_card(output_dir, name, preparation, _statistics(jobs, dataset, len(bad)))
+    statistics = _statistics(jobs, dataset, len(bad))
+    if bad and not statistics["num_rows"]:
+        raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
+    card = prepared_dataset_card(output_dir, name, preparation, statistics)
     card.save(output_dir / "README.md")
     return bad
 
@@ -275,11 +287,16 @@ def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
         return
     shared = ray.put(jobs)
 
-    def run(row: dict[str, int]) -> dict[str, int]:
-        return {"rows": ray.get(shared)[row["job"]]()}
+    def run(row: dict[str, int]) -> dict[str, Any]:
+        try:
+            return {"rows": ray.get(shared)[row["job"]](), "error": ""}
+        except BadImageError as error:  # Ray would make it another exception
+            return {"rows": 0, "error": str(error)}
 
     numbers = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
     for row in numbers.map(run).iter_rows():
+        if row["error"]:
+            raise BadImageError(row["error"])
         bar.update(row["rows"])
 
 
@@ -292,6 +309,7 @@ def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
 
 
 def _statistics(jobs: list[ShardJob], dataset: datasets.DatasetDict, num_bad: int) -> dict[str, Any]:
-    rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
+    num_rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
     size = sum(job.file.stat().st_size for job in jobs)
-    return {"splits": list(dataset), "num_rows": rows, "num_bytes": size, "num_bad": num_bad}
+    splits = [split for split, rows in dataset.items() if len(rows)]  # an empty one has no shards
+    return {"splits": splits, "num_rows": num_rows, "num_bytes": size, "num_bad": num_bad}

@@ -118,7 +118,8 @@ class MaskedImageTrainer(PixelTrainer):
         density = inputs.pop("keypoint_density")
         if "crop_box" in inputs:
             density = resample_density(density.float() / 255, inputs.pop("crop_box"), self.num_cells)
-        return {**inputs, "keypoint_weights": self.weighting(density, inputs.pop("cell_order", None))}
+        inputs["keypoint_weights"] = self.weighting(density, inputs.pop("cell_order", None))
+        return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**inputs)

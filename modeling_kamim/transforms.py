@@ -15,7 +15,7 @@ import torch
 from .density import decode_density
 from .images import decode_image
 from .keypoints import KeypointDetector
-from .masking import block_mask
+from .masking import block_mask, random_order
 from .views import RandomView, View
 from .weighting import cell_density
 
@@ -73,7 +73,7 @@ class MaskedImageTransform:
             sample["crop_box"] = torch.tensor(view.crop_box())
         if self.shuffle_cells:
             num_cells = (self.image_size // self.weight_patch_size) ** 2
-            sample["cell_order"] = torch.tensor(rng.sample(range(num_cells), num_cells))
+            sample["cell_order"] = torch.from_numpy(random_order(num_cells, rng))
         return sample
 
 

@@ -67,7 +67,7 @@ def _overlaps(num_source: int, start: torch.Tensor, stop: torch.Tensor, num_targ
     lower, upper = torch.aminmax(torch.stack([edges[:, :-1], edges[:, 1:]]), dim=0)
     source = torch.arange(num_source, device=start.device)
     lengths = (torch.minimum(upper[..., None], source + 1) - torch.maximum(lower[..., None], source)).clamp(min=0.0)
-    return lengths / lengths.sum(dim=2, keepdim=True)
+    return lengths / lengths.sum(dim=2, keepdim=True).clamp(min=_TINY)
 
 
 def keypoint_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:

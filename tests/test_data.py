@@ -1,8 +1,10 @@
 """Loading from anywhere, finding columns, labels, splits, and reproducible samples."""
 
 import logging
+import random
 from pathlib import Path
 
+import cv2
 import datasets
 import numpy as np
 import pytest
@@ -363,11 +365,15 @@ def test_bad_images_are_reported(tmp_path, caplog):
 
 
 def draw(row, rng):
-    return {"row": row["row"], "drawn": torch.from_numpy(rng.random(3))}
+    return {"row": row["row"], "drawn": torch.tensor([rng.random() for _ in range(3)], dtype=torch.float64)}
 
 
-def sample_dataset(seed=0):
-    return SampleDataset(labels(list(range(12))), draw, seed)
+def opencv_threads(row, rng):
+    return cv2.getNumThreads()
+
+
+def sample_dataset(seed=0, transform=draw):
+    return SampleDataset(labels(list(range(12))), transform, seed)
 
 
 def drawn(samples):
@@ -388,6 +394,7 @@ def test_samples_depend_on_seed_epoch_and_index_only():
     first = epoch_of(dataset, 0)
     assert len(set(first.values())) == len(dataset) == 12
     assert drawn([dataset[index] for index in reversed(range(12))]) == first
+    random.seed(5)
     np.random.seed(5)
     torch.manual_seed(5)
     assert epoch_of(sample_dataset(), 0) == first
@@ -396,18 +403,62 @@ def test_samples_depend_on_seed_epoch_and_index_only():
     assert epoch_of(dataset, 0) == first
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_samples_do_not_depend_on_the_loader(workers):
+def test_a_batch_of_samples_is_its_samples():
+    dataset = sample_dataset()
+    order = [7, 0, 11, 7, 3]
+    assert [sample["row"] for sample in dataset.__getitems__(order)] == order
+    assert drawn(dataset.__getitems__(order)) == drawn([dataset[index] for index in order])
+    assert drawn(dataset) == epoch_of(dataset, 0)  # iteration ends
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 500), st.integers(0, 11)), unique=True))
+def test_no_two_samples_share_their_randomness(places):
+    values = set()
+    for seed, epoch, index in places:
+        dataset = sample_dataset(seed)
+        dataset.set_epoch(epoch)
+        values.add(tuple(dataset[index]["drawn"].tolist()))
+    assert len(values) == len(places)
+
+
+LOADERS = {
+    "in_process": {},
+    "forked": {"num_workers": 2, "multiprocessing_context": "fork"},
+    "spawned": {"num_workers": 2, "multiprocessing_context": "spawn"},
+}
+WORKERS = pytest.mark.parametrize("loader", ["forked", "spawned"])
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_samples_do_not_depend_on_the_loader(loader):
     expected = epoch_of(sample_dataset(), 3)
     dataset = sample_dataset()
     dataset.set_epoch(3)
-    loader = DataLoader(dataset, batch_size=5, shuffle=True, num_workers=workers)
-    assert drawn(loader) == expected
+    assert drawn(DataLoader(dataset, batch_size=5, shuffle=True, **LOADERS[loader])) == expected
 
 
-def test_epoch_reaches_workers_that_already_run():
+@WORKERS
+def test_epoch_reaches_workers_that_already_run(loader):
     dataset = sample_dataset()
-    loader = DataLoader(dataset, batch_size=4, num_workers=2, persistent_workers=True)
+    batches = DataLoader(dataset, batch_size=4, persistent_workers=True, **LOADERS[loader])
     for epoch in (0, 1, 7):
         dataset.set_epoch(epoch)
-        assert drawn(loader) == epoch_of(sample_dataset(), epoch)
+        assert drawn(batches) == epoch_of(sample_dataset(), epoch)
+
+
+@pytest.fixture
+def two_opencv_threads():
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    yield
+    cv2.setNumThreads(before)
+
+
+@WORKERS
+def test_opencv_uses_one_thread_in_a_worker(loader, two_opencv_threads):
+    batches = DataLoader(sample_dataset(transform=opencv_threads), batch_size=4, **LOADERS[loader] | {"num_workers": 1})
+    assert torch.cat(list(batches)).tolist() == [1] * 12
+
+
+def test_opencv_threads_of_the_main_process_are_left_alone(two_opencv_threads):
+    assert sample_dataset(transform=opencv_threads)[0] == 2

@@ -4,8 +4,11 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageOps
 
+from modeling_kamim import images
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError, decode_image
 
@@ -25,6 +28,11 @@ def decode(data):
     pixels = decode_image({"bytes": data, "path": None})
     assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
     return pixels
+
+
+def pillow_pixels(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def test_rgb_is_exact_from_bytes_and_from_a_path(tmp_path):
@@ -105,10 +113,8 @@ def test_exif_orientation_is_applied(orientation, file_format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(RGB), file_format, exif=exif)
-    with Image.open(io.BytesIO(data)) as image:
-        expected = np.asarray(ImageOps.exif_transpose(image))
     pixels = decode(data)
-    assert np.array_equal(pixels, expected)
+    assert np.array_equal(pixels, pillow_pixels(data))
     if file_format == "png":
         if orientation == 7:  # mirrored along the other diagonal
             assert np.array_equal(pixels, RGB[::-1, ::-1].transpose(1, 0, 2))
@@ -116,11 +122,16 @@ def test_exif_orientation_is_applied(orientation, file_format):
             assert np.array_equal(pixels, UPRIGHT[orientation](RGB))
 
 
-def test_16_bit_gray_is_turned_upright_too():
+def sideways():
+    """EXIF that turns an image by a quarter."""
     exif = Image.Exif()
     exif[0x0112] = 6
+    return exif
+
+
+def test_16_bit_gray_is_turned_upright_too():
     deep = GENERATOR.integers(0, 2**16, (12, 17), dtype=np.uint16)
-    pixels = decode(encode(Image.fromarray(deep), exif=exif))
+    pixels = decode(encode(Image.fromarray(deep), exif=sideways()))
     assert np.array_equal(pixels[..., 1], np.rot90(deep >> 8, -1))
 
 
@@ -135,14 +146,116 @@ def test_result_can_be_used_by_opencv_and_torch():
     assert pixels.flags["C_CONTIGUOUS"]
 
 
-def truncated(file_format):
-    data = encode(Image.fromarray(np.tile(RGB, (10, 10, 1))), file_format)
+def without_pillow(monkeypatch):
+    def refuse(data):
+        raise AssertionError("decoded by Pillow")
+
+    monkeypatch.setattr(images, "_decode_with_pillow", refuse)
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@st.composite
+def jpegs(draw):
+    """JPEG of an image between noise and a flat colour."""
+    height, width = draw(st.integers(1, 80)), draw(st.integers(1, 80))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    contrast = draw(st.sampled_from([0.0, 0.2, 1.0]))
+    pixels = (contrast * generator.integers(0, 256, (height, width, 3))).astype(np.uint8)
+    options = {
+        "quality": draw(st.integers(30, 100)),
+        "progressive": draw(st.booleans()),
+        "icc_profile": draw(st.sampled_from([None, SRGB])),
+    }
+    if draw(st.booleans()):
+        return encode(Image.fromarray(pixels), "jpeg", subsampling=draw(st.sampled_from([0, 1, 2])), **options)
+    return encode(Image.fromarray(pixels[..., 0]), "jpeg", **options)
+
+
+@settings(max_examples=200)
+@given(jpegs())
+def test_plain_jpegs_get_pillows_pixels_without_pillow(data):
+    expected = pillow_pixels(data)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_pillow(monkeypatch)
+        assert np.array_equal(decode(data), expected)
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_no_damage(monkeypatch):
+    data = encode(Image.fromarray(RGB), "jpeg")
+    expected = pillow_pixels(data)
+    without_pillow(monkeypatch)
+    for tail in (b"\0" * 1000, b"a motion photo", data):
+        assert np.array_equal(decode(data + tail), expected)
+
+
+@settings(max_examples=200)
+@given(jpegs(), st.data())
+def test_a_jpeg_with_a_changed_byte_is_what_pillow_makes_of_it(data, draw):
+    position = draw.draw(st.integers(2, len(data) - 1))
+    damaged = data[:position] + bytes([draw.draw(st.integers(0, 255))]) + data[position + 1 :]
+    try:
+        expected = pillow_pixels(damaged)
+    except Exception:
+        with pytest.raises(BadImageError):
+            decode(damaged)
+    else:
+        assert np.array_equal(decode(damaged), expected)
+
+
+def test_cmyk_jpegs_get_pillows_pixels():
+    for options in ({}, {"progressive": True}, {"icc_profile": SRGB}):
+        data = encode(Image.fromarray(RGB).convert("CMYK"), "jpeg", **options)
+        assert np.array_equal(decode(data), pillow_pixels(data))
+
+
+def test_rgb_jpegs_get_pillows_pixels():
+    data = encode(Image.fromarray(RGB), "jpeg", keep_rgb=True)
+    assert np.array_equal(decode(data), pillow_pixels(data))
+
+
+def segment(marker, payload):
+    return bytes([0xFF, marker]) + (len(payload) + 2).to_bytes(2) + payload
+
+
+def test_exif_after_other_segments_is_found():
+    data = encode(Image.fromarray(RGB), "jpeg")
+    exif = segment(0xE1, b"Exif\0\0" + sideways().tobytes().removeprefix(b"Exif\0\0"))
+    for length in (0, 3000, 65519):
+        profile = segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(length))
+        turned = data[:2] + profile + exif + data[2:]
+        assert pillow_pixels(turned).shape == (17, 12, 3)
+        assert np.array_equal(decode(turned), pillow_pixels(turned))
+
+
+def test_orientation_in_xmp_is_applied_to_a_jpeg_too():
+    data = encode(Image.fromarray(RGB), "jpeg", xmp=b'<rdf:Description tiff:Orientation="6"/>')
+    assert pillow_pixels(data).shape == (17, 12, 3)
+    assert np.array_equal(decode(data), pillow_pixels(data))
+
+
+def test_a_huge_header_is_refused_before_memory_is_taken(monkeypatch):
+    data = bytearray(encode(Image.fromarray(RGB), "jpeg"))
+    size = data.index(b"\xff\xc0\0\x11\x08") + 5
+    data[size : size + 4] = 2 * (65500).to_bytes(2)
+    decoded = []
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", decoded.append)
+    with pytest.raises(BadImageError, match="huge.jpg.*DecompressionBomb"):
+        decode_image({"bytes": bytes(data), "path": "huge.jpg"})
+    assert decoded == []
+
+
+def truncated(file_format, **options):
+    data = encode(Image.fromarray(np.tile(RGB, (10, 10, 1))), file_format, **options)
     return data[: len(data) // 2]
 
 
 BROKEN = {
     "half_a_png": truncated("png"),
     "half_a_jpeg": truncated("jpeg"),
+    "half_a_progressive_jpeg": truncated("jpeg", progressive=True),
+    "jpeg_without_its_end": encode(Image.fromarray(RGB), "jpeg")[:-20],
     "jpeg_header": encode(Image.fromarray(RGB), "jpeg")[:20],
     "empty": b"",
     "text": b"this is not an image\n",

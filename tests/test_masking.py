@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections import Counter
 from random import Random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_kamim.masking import block_mask
+from modeling_kamim.masking import block_mask, random_order
 
 
 def blocks_of(mask, per_side, tokens):
@@ -71,3 +72,18 @@ def test_all_blocks_are_masked_equally_often():
     share = 10 / 16  # ceil(0.6 * 16) of 16 blocks
     sigma = math.sqrt(share * (1 - share) / draws)
     assert np.abs(counts / draws - share).max() < 5 * sigma
+
+
+@given(st.integers(1, 600), st.integers(0, 2**32))
+def test_random_order_is_a_permutation(count, seed):
+    order = random_order(count, Random(seed))
+    assert order.dtype == np.int64 and np.array_equal(np.sort(order), np.arange(count))
+    assert np.array_equal(order, random_order(count, Random(seed)))
+
+
+def test_all_orders_are_equally_likely():
+    generator = Random(0)
+    draws = 4800
+    counts = Counter(tuple(random_order(4, generator)) for _ in range(draws))
+    assert len(counts) == 24
+    assert max(abs(count / draws - 1 / 24) for count in counts.values()) < 5 * (1 / 24 / draws) ** 0.5

@@ -1,13 +1,24 @@
-import json
+"""What the Trainer of masked image modelling does with its batches."""
 
+import dataclasses
+import json
+from random import Random
+
+import cv2
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments, ViTConfig
 
 from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.density import encode_density
 from modeling_kamim.evaluation import image_processor
+from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.trainer import MaskedImageTrainer
+from modeling_kamim.transforms import MaskedImageTransform
+from modeling_kamim.views import RandomView
+from modeling_kamim.weighting import WEIGHTINGS, CellWeighting, cell_density
 
 
 @pytest.fixture
@@ -17,13 +28,13 @@ def tiny_vit_config():
 
 
 class Samples(torch.utils.data.Dataset):
-    """Random images with random masks of a constant count."""
+    """Random images with random densities, and random masks of a constant count."""
 
     def __init__(self, count=16, size=32):
         generator = torch.Generator().manual_seed(0)
         self.pixels = torch.randint(0, 256, (count, 3, size, size), generator=generator, dtype=torch.uint8)
         self.masks = torch.stack([torch.randperm(4, generator=generator) < 2 for _ in range(count)])
-        self.weights = 1 + torch.rand(count, 4, 4, generator=generator) * 10
+        self.densities = torch.rand(count, 4, 4, generator=generator)
 
     def __len__(self):
         return len(self.pixels)
@@ -32,11 +43,14 @@ class Samples(torch.utils.data.Dataset):
         return {
             "pixel_values": self.pixels[index],
             "bool_masked_pos": self.masks[index],
-            "keypoint_weights": self.weights[index],
+            "keypoint_density": self.densities[index],
         }
 
 
-def build_trainer(config, output_dir, **kwargs):
+PAPER = CellWeighting()
+
+
+def build_trainer(config, output_dir, weighting=PAPER, train_dataset=None, **kwargs):
     torch.manual_seed(0)
     model = KamimForMaskedImageModeling.from_config(config)
     arguments = {"max_steps": 4, "logging_steps": 1, "per_device_train_batch_size": 8, **kwargs}
@@ -46,9 +60,11 @@ def build_trainer(config, output_dir, **kwargs):
     return MaskedImageTrainer(
         model=model,
         args=args,
-        train_dataset=Samples(),
+        train_dataset=train_dataset or Samples(),
         eval_dataset=Samples(6),
         processing_class=image_processor(32),
+        weighting=weighting,
+        num_cells=4,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
 
@@ -58,7 +74,7 @@ def curve(trainer, key):
 
 
 def test_pixels_are_normalised_on_the_device(tiny_vit_config, tmp_path):
-    trainer = build_trainer(tiny_vit_config, tmp_path)
+    trainer = build_trainer(tiny_vit_config, tmp_path, weighting=None)
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = (pixels / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -113,3 +129,109 @@ def test_evaluation_reports_the_mean_over_images(tiny_vit_config, tmp_path):
     assert metrics["eval_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
     assert metrics["eval_masked_l1"] == pytest.approx(outputs.masked_l1.item(), rel=1e-5)
     assert json.dumps(metrics)
+
+
+VIEWS = RandomView(0.3)
+ONLINE = MaskedImageTransform("image", 32, 16, 16, 0.5, 8, VIEWS, detector=KeypointDetector(), shuffle_cells=True)
+MAP = dataclasses.replace(ONLINE, detector=None, density_column="density")
+
+
+@pytest.fixture
+def rows(photographs):
+    """Photographs of several shapes, each with a random density."""
+    generator = np.random.default_rng(0)
+    return [
+        {
+            "image": {"bytes": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "path": None},
+            "density": encode_density(generator.integers(0, 256, (64, 64), dtype=np.uint8), "random"),
+        }
+        for image in photographs
+    ]
+
+
+def samples_of(transform, rows):
+    return [transform(row, Random(seed)) for seed, row in enumerate(rows)]
+
+
+def prepared(trainer, samples):
+    return trainer._prepare_inputs(torch.utils.data.default_collate(samples))
+
+
+def averages(grid, view, num_cells):
+    """Area averages of a density over the cells of a view, by its integral from the corner of the image."""
+    integral = np.pad(grid.astype(np.float64) / 255, ((1, 0), (1, 0))).cumsum(0).cumsum(1)
+    rows, columns = (np.linspace(0, size, 65) for size in (view.image_height, view.image_width))
+    tops = np.linspace(view.top, view.top + view.height, num_cells + 1)
+    lefts = np.linspace(view.left, view.left + view.width, num_cells + 1)
+    integral = np.stack([np.interp(tops, rows, column) for column in integral.T], axis=1)
+    integral = np.stack([np.interp(lefts, columns, row) for row in integral])
+    scale = 64**2 / (view.image_height * view.image_width)
+    cells = np.diff(np.diff(integral, axis=0), axis=1) / (scale * np.outer(np.diff(tops), np.diff(lefts)))
+    return cells[:: -1 if view.vertical_flip else 1, :: -1 if view.horizontal_flip else 1]
+
+
+def weights_by_hand(name, density, order):
+    weights = np.exp(density / 0.25 - density.min() / 0.25)
+    return {
+        "keypoint": weights,
+        "constant": np.full_like(weights, weights.mean()),
+        "shuffled": weights.ravel()[order].reshape(weights.shape),
+        "inverse": weights.max() / weights,
+    }[name]
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_map_weights_are_those_of_the_part_that_the_sample_shows(tiny_vit_config, tmp_path, rows, photographs, name):
+    trainer = build_trainer(tiny_vit_config, tmp_path, CellWeighting(name))
+    samples = samples_of(MAP, 4 * rows)
+    weights = prepared(trainer, samples)["keypoint_weights"].numpy()
+    views = [VIEWS(*image.shape[:2], Random(seed)) for seed, image in enumerate(4 * photographs)]
+    assert len({(view.horizontal_flip, view.vertical_flip) for view in views}) == 4
+    for found, sample, view in zip(weights, samples, views, strict=True):
+        density = averages(sample["keypoint_density"].numpy(), view, 4)
+        assert np.allclose(found, weights_by_hand(name, density, sample["cell_order"].numpy()), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_online_weights_are_those_of_the_finished_crop(tiny_vit_config, tmp_path, rows, name):
+    weighting = CellWeighting(name, 0.5, "mean")
+    trainer = build_trainer(tiny_vit_config, tmp_path, weighting)
+    samples = samples_of(ONLINE, rows)
+    for found, sample in zip(prepared(trainer, samples)["keypoint_weights"], samples, strict=True):
+        crop = sample["pixel_values"].permute(1, 2, 0).contiguous().numpy()
+        density = torch.from_numpy(cell_density(KeypointDetector()(crop), 8))
+        assert density.max() > 0
+        torch.testing.assert_close(found, weighting(density, sample["cell_order"]))
+
+
+@pytest.mark.parametrize("transform", [ONLINE, MAP], ids=["online", "map"])
+def test_the_model_gets_weights_and_nothing_of_their_making(tiny_vit_config, tmp_path, rows, transform):
+    trainer = build_trainer(tiny_vit_config, tmp_path)
+    batch = torch.utils.data.default_collate(samples_of(transform, rows))
+    columns = set(batch)
+    inputs = trainer._prepare_inputs(batch)
+    assert inputs.keys() == {"pixel_values", "bool_masked_pos", "keypoint_weights"}
+    assert inputs["keypoint_weights"].shape == (6, 4, 4) and inputs["keypoint_weights"].dtype == torch.float32
+    assert batch.keys() == columns
+
+
+def test_simmim_has_no_weights(tiny_vit_config, tmp_path, rows):
+    trainer = build_trainer(tiny_vit_config, tmp_path, weighting=None)
+    simmim = dataclasses.replace(ONLINE, detector=None, shuffle_cells=False)
+    assert prepared(trainer, samples_of(simmim, rows)).keys() == {"pixel_values", "bool_masked_pos"}
+
+
+@pytest.mark.parametrize("transform", [ONLINE, MAP], ids=["online", "map"])
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_every_weighting_trains(tiny_vit_config, tmp_path, rows, name, transform):
+    samples = samples_of(transform, rows)
+    trainer = build_trainer(
+        tiny_vit_config, tmp_path, CellWeighting(name), samples, max_steps=1, per_device_train_batch_size=6
+    )
+    trainer.model.eval()
+    with torch.no_grad():
+        outputs = trainer.model(**prepared(trainer, samples))
+    trainer.train()
+    assert curve(trainer, "loss") == pytest.approx([outputs.loss.item()], rel=1e-4)
+    assert curve(trainer, "masked_l1") == pytest.approx([outputs.masked_l1.item()], rel=1e-4)
+    assert outputs.loss > outputs.masked_l1
