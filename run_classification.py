@@ -30,15 +30,11 @@ from modeling_kamim.data import (
     subsample,
 )
 from modeling_kamim.errors import InputError, run
-from modeling_kamim.evaluation import (
-    best_classes,
-    build_classifier,
-    classifier_config,
-    compute_metrics,
-    image_processor,
-)
-from modeling_kamim.features import ClassificationHead, extract_features
+from modeling_kamim.evaluation.classifiers import build_classifier, classifier_config
+from modeling_kamim.evaluation.features import ClassificationHead, PooledFeatures, extract_features
+from modeling_kamim.evaluation.metrics import TrainerMetrics, best_classes
 from modeling_kamim.map_steps import prepare_images
+from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer, find_checkpoint
 
 logger = logging.getLogger("run_classification")
@@ -111,14 +107,18 @@ def main() -> None:
             eval_dataset=eval_dataset,
             data_collator=MixingCollator(classes.num_classes),
             processing_class=processor,
-            compute_metrics=compute_metrics,
+            compute_metrics=TrainerMetrics(classes.num_classes),
             preprocess_logits_for_metrics=best_classes,
         )
 
     trainer = build_trainer(model, train_dataset, eval_dataset)
     if class_args.trains_on_features:
-        train_features = extract_features(trainer, train_dataset, "Features of the training images")
-        eval_features = extract_features(trainer, eval_dataset, "Features of the validation images")
+        train_features = extract_features(
+            trainer, PooledFeatures(model), train_dataset, "Features of the training images"
+        )
+        eval_features = extract_features(
+            trainer, PooledFeatures(model), eval_dataset, "Features of the validation images"
+        )
         trainer = build_trainer(ClassificationHead(model), train_features, eval_features)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

@@ -27,10 +27,10 @@ from modeling_kamim.data import (
     subsample,
 )
 from modeling_kamim.errors import run
-from modeling_kamim.evaluation import image_processor
 from modeling_kamim.figures import reconstruction_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
+from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import MaskedImageTrainer, find_checkpoint
 from modeling_kamim.transforms import MaskedImageTransform
 

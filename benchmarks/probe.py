@@ -30,8 +30,9 @@ from modeling_kamim.data import (
     subsample,
 )
 from modeling_kamim.errors import run
-from modeling_kamim.evaluation import build_classifier, image_processor
-from modeling_kamim.features import ClassificationHead, extract_features
+from modeling_kamim.evaluation.classifiers import build_classifier
+from modeling_kamim.evaluation.features import ClassificationHead, PooledFeatures, extract_features
+from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer
 
 CACHED_EPOCHS = 10
@@ -73,7 +74,9 @@ def main() -> None:
             return build_classifier(settings, [str(label) for label in range(num_classes)])
 
         whole, block_8, cached_model = classifier(12), classifier(8), classifier(8)
-        features = extract_features(trainer(cached_model, samples, 1), samples, "Extracting features")
+        features = extract_features(
+            trainer(cached_model, samples, 1), PooledFeatures(cached_model), samples, "Extracting features"
+        )
         seconds: dict[str, list[float]] = {"all 12 blocks": [], "block 8": [], "cached features": []}
         for number in tqdm(range(args.rounds + 1), desc="rounds"):
             durations = [

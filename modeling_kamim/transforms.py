@@ -70,7 +70,7 @@ class MaskedImageTransform:
             sample["keypoint_density"] = torch.from_numpy(cell_density(self.detector(pixels), self.weight_patch_size))
         elif self.density_column is not None:
             sample["keypoint_density"] = torch.from_numpy(decode_density(row[self.density_column]))
-            sample["crop_box"] = torch.tensor(view.crop_box())
+            sample["crop_box"] = torch.from_numpy(np.array(view.crop_box(), np.float32))
         if self.shuffle_cells:
             num_cells = (self.image_size // self.weight_patch_size) ** 2
             sample["cell_order"] = torch.from_numpy(random_order(num_cells, rng))

@@ -22,7 +22,7 @@ from transformers import (
 from modeling_kamim import KamimForMaskedImageModeling, KamimViTClassifierConfig, KamimViTForImageClassification
 from modeling_kamim.arguments import ClassificationArguments
 from modeling_kamim.errors import InputError
-from modeling_kamim.evaluation import build_classifier, classifier_config
+from modeling_kamim.evaluation.classifiers import build_classifier, classifier_config
 
 NAMES = ["cat", "dog", "owl"]
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modeling_kamim import KamimForMaskedImageModeling
-from modeling_kamim.evaluation import image_processor
+from modeling_kamim.processor import image_processor
 
 KAMIM = {"weighting": "keypoint", "temperature": 0.25, "weight_patch_size": 8}
 CONFIGS = {

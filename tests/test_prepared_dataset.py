@@ -236,8 +236,8 @@ def test_the_card_is_valid_and_publishes_no_path(monkeypatch, tmp_path, source):
     output = prepare(monkeypatch, source, tmp_path / "photos_48", "--keypoint_detector", "fast", "orb")
     card, settings = (output / "README.md").read_text(), (output / "preparation.json").read_text()
     _, front, text = card.split("---\n", 2)
-    files = {entry["split"]: entry["path"] for entry in yaml.safe_load(front)["configs"][0]["data_files"]}
-    assert set(files) == {"train", "validation"}
+    assert "kamim" in yaml.safe_load(front)["tags"]
+    assert set(datasets.get_dataset_split_names(str(output))) == {"train", "validation"}
     assert "# photos_48" in text and "9 images" in text and f"{SHORT_SIDE} px" in text
     for density in densities("fast", "orb"):
         assert density.label in text and density.label in json.loads(settings)["densities"]

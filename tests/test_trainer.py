@@ -13,8 +13,8 @@ from transformers import TrainingArguments, ViTConfig
 
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.density import encode_density
-from modeling_kamim.evaluation import image_processor
 from modeling_kamim.keypoints import KeypointDetector
+from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import MaskedImageTrainer
 from modeling_kamim.transforms import MaskedImageTransform
 from modeling_kamim.views import RandomView

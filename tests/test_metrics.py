@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, top_k_accuracy_score
+from sklearn.metrics import accuracy_score, confusion_matrix, top_k_accuracy_score
 from transformers import EvalPrediction
 
-from modeling_kamim.evaluation import TopKAccuracy, best_classes, compute_metrics, image_processor
+from modeling_kamim.evaluation.metrics import TrainerMetrics, best_classes, bootstrap_interval, classification_metrics
+from modeling_kamim.processor import image_processor
 
 
 def scores(num_images, num_classes, seed):
@@ -23,8 +24,11 @@ def scores(num_images, num_classes, seed):
 @pytest.mark.parametrize("num_images", [1, 50])
 def test_metric_equals_scikit_learn(num_images, num_classes):
     logits, labels = scores(num_images, num_classes, seed=num_classes)
-    result = TopKAccuracy().compute(predictions=best_classes(logits, labels).numpy(), references=labels.numpy())
-    assert result.keys() == {"top1", "top5"}
+    result = classification_metrics(best_classes(logits).numpy(), labels.numpy(), num_classes)
+    assert np.array_equal(
+        result["confusion"], confusion_matrix(labels, logits.argmax(dim=1), labels=range(num_classes))
+    )
+    assert result["top1_interval"][0] <= result["top1"] <= result["top1_interval"][1]
     assert result["top1"] == pytest.approx(accuracy_score(labels, logits.argmax(dim=1)))
     if num_classes > 5:
         expected = top_k_accuracy_score(labels, logits.numpy(), k=5, labels=range(num_classes))
@@ -35,10 +39,22 @@ def test_metric_equals_scikit_learn(num_images, num_classes):
 
 def test_metric_by_hand():
     predictions = [[3, 1, 0, 2, 4], [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], [6, 1, 2, 3, 4]]
-    result = TopKAccuracy().compute(predictions=predictions, references=[3, 4, 0, 1])
-    assert result == {"top1": 0.25, "top5": 0.75}
+    metrics = TrainerMetrics(num_classes=7)
     prediction = EvalPrediction(predictions=np.array(predictions), label_ids=np.array([3, 4, 0, 1]))
-    assert compute_metrics(prediction) == result
+    assert metrics(prediction) == {"top1": 0.25, "top5": 0.75}
+    per_class = metrics.latest["per_class"]
+    assert [per_class[label] for label in (0, 1, 3, 4)] == [0.0, 0.0, 1.0, 0.0]
+    assert np.isnan([per_class[label] for label in (2, 5, 6)]).all()
+
+
+@pytest.mark.parametrize(("num_images", "accuracy"), [(100, 0.5), (2000, 0.9)])
+def test_bootstrap_interval_has_the_width_of_the_standard_error(num_images, accuracy):
+    hits = np.arange(num_images) < accuracy * num_images
+    low, high = bootstrap_interval(hits)
+    width = 2 * 1.96 * (accuracy * (1 - accuracy) / num_images) ** 0.5
+    assert low < accuracy < high
+    assert high - low == pytest.approx(width, rel=0.15)
+    assert bootstrap_interval(np.ones(10, bool)) == [1.0, 1.0]
 
 
 @given(st.integers(1, 12), st.integers(1, 9), st.integers(0, 999))

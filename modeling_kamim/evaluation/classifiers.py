@@ -1,81 +1,22 @@
-"""Classifiers on a pretrained encoder, and their metrics (arXiv:2407.13873, section 4.1)."""
+"""Classifiers on a pretrained encoder (arXiv:2407.13873, section 4.1)."""
 
-import logging
-
-import datasets
-import evaluate
-import numpy as np
-import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
-    EvalPrediction,
     PreTrainedModel,
     SwinConfig,
     SwinForImageClassification,
     SwinModel,
     ViTConfig,
-    ViTImageProcessor,
     ViTModel,
 )
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging as transformers_logging
 
-from .arguments import ClassificationArguments
-from .classifier import KamimViTClassifierConfig, KamimViTForImageClassification
-from .errors import InputError
-from .modeling_kamim import build_config, check_image_size
-
-logger = logging.getLogger(__name__)
+from ..arguments import ClassificationArguments
+from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
+from ..errors import InputError
+from ..modeling_kamim import build_config, check_image_size
 
 PROBED_BLOCK = 8
-TOP_K = 5
-
-
-class TopKAccuracy(evaluate.Metric):
-    """Top-1 and top-5 accuracy as an `evaluate` metric that needs no download.
-
-    `compute(predictions, references)`: predictions `(num_images, k)` class indices, best first; references
-    `(num_images,)`. Returns `{"top1", "top5"}` in [0, 1]; top5 looks at no more classes than there are.
-    """
-
-    def _info(self):
-        return evaluate.MetricInfo(
-            description="Share of images whose class is among the first 1 and 5 predictions.",
-            citation="",
-            features=datasets.Features(
-                {"predictions": datasets.Sequence(datasets.Value("int64")), "references": datasets.Value("int64")}
-            ),
-        )
-
-    def _compute(self, predictions, references):
-        hits = np.asarray(predictions) == np.asarray(references)[:, None]
-        return {"top1": float(hits[:, 0].mean()), "top5": float(hits[:, :TOP_K].any(axis=1).mean())}
-
-
-def best_classes(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`(batch_size, k)` indices of the best classes, best first: what is kept of the logits in an evaluation."""
-    return logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
-
-
-def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Top-1 and top-5 for a `Trainer` whose `preprocess_logits_for_metrics` is `best_classes`."""
-    result = TopKAccuracy().compute(predictions=prediction.predictions, references=prediction.label_ids)
-    assert result is not None
-    return result
-
-
-def image_processor(image_size: int, checkpoint: str | None = None) -> ViTImageProcessor:
-    """Processor with the checkpoint's mean and std, or ImageNet's, that resizes to `image_size`."""
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if checkpoint is not None:
-        try:
-            saved = AutoImageProcessor.from_pretrained(checkpoint)
-            mean, std = saved.image_mean, saved.image_std
-        except OSError:
-            logger.warning("%s has no image processor: using ImageNet's mean and std", checkpoint)
-    size = {"height": image_size, "width": image_size}
-    return ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std))
 
 
 def build_classifier(

@@ -1,0 +1,1 @@
+"""Evaluation: classifiers and features of encoders, probes, metrics, reconstruction scores, and their reports."""

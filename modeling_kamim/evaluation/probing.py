@@ -1,0 +1,172 @@
+"""Classifiers on fixed features: linear probes trained side by side, and weighted nearest neighbours. Pure tensors."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """Recipe of linear probes on fixed features: standardised features, AdamW without decay, a cosine to 0.
+
+    Args:
+        learning_rates: tried side by side; the best on the held-out part of the training images is taken.
+        num_epochs, batch_size: of the training.
+        held_out: share of the training images that chooses the learning rate.
+        seed: of the order of images and of the held-out part.
+    """
+
+    learning_rates: Sequence[float] = LEARNING_RATES
+    num_epochs: int = 100
+    batch_size: int = 256
+    held_out: float = 0.1
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What linear probes of several layers give.
+
+    Args:
+        logits: `(layers, num_images, num_classes)`, of the validation images, by the chosen probes.
+        learning_rates: the chosen learning rate of each layer.
+        held_out_accuracy: `(layers, learning_rates)`, in [0, 1], on the held-out training images.
+    """
+
+    logits: torch.Tensor
+    learning_rates: list[float]
+    held_out_accuracy: torch.Tensor
+
+
+def probe(
+    recipe: LinearProbe,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    validation_features: torch.Tensor,
+    num_classes: int,
+) -> ProbeResult:
+    """Train linear probes on every layer, all layers and learning rates in one pass over the features.
+
+    The learning rate of a layer is chosen on a held-out part of the training images, never on the validation images;
+    then its probe is trained on all training images.
+
+    Args:
+        features: `(num_images, layers, dimension)`, float.
+        labels: `(num_images,)`, int64.
+        validation_features: `(num_validation_images, layers, dimension)`, float.
+    """
+    kept, held_out = split_by_class(labels, recipe.held_out, recipe.seed)
+    num_layers = features.shape[1]
+    grid = torch.tensor(recipe.learning_rates).expand(num_layers, -1)
+    trial = fit(recipe, features[kept], labels[kept], num_classes, grid, "Choosing learning rates")
+    hits = (trial(features[held_out]).argmax(-1) == labels[held_out, None, None]).float()
+    accuracy = hits.mean(0)
+    best = accuracy.argmax(1)
+    chosen = fit(recipe, features, labels, num_classes, grid.gather(1, best[:, None].cpu()), "Training probes")
+    logits = chosen(validation_features)[:, :, 0].transpose(0, 1)
+    return ProbeResult(logits, [recipe.learning_rates[i] for i in best.tolist()], accuracy)
+
+
+def split_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row numbers of two parts of a data set; the second has the share of every class, rounded to whole images.
+
+    A class of a single image stays in the first part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    first, second = [], []
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)]
+        count = min(len(rows) - 1, max(1, round(share * len(rows))))
+        first.append(rows[count:])
+        second.append(rows[:count])
+    return torch.cat(first).sort().values, torch.cat(second).sort().values
+
+
+class Probes(nn.Module):
+    """Linear heads for every layer and learning rate, on standardised features.
+
+    A head's weights are kept divided by its learning rate, so that one Adam with rate 1 trains every head at its own.
+
+    Args:
+        features: `(num_images, layers, dimension)`, of which mean and deviation are taken.
+        num_classes: outputs of each head.
+        learning_rates: `(layers, rates)`.
+    """
+
+    def __init__(self, features: torch.Tensor, num_classes: int, learning_rates: torch.Tensor):
+        super().__init__()
+        deviation, mean = torch.std_mean(features, dim=0, correction=0)
+        self.mean, self.scale = mean, 1.0 / deviation.clamp(min=1e-6)
+        self.rates = learning_rates.to(features)[:, None, :, None]  # (layers, 1, rates, 1)
+        layers, dimension = features.shape[1:]
+        shape = (layers, dimension + 1, learning_rates.shape[1], num_classes)
+        self.weights = nn.Parameter(torch.zeros(shape, device=features.device))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits `(num_images, layers, rates, num_classes)`."""
+        standardised = ((features - self.mean) * self.scale).transpose(0, 1)
+        weights = self.rates * self.weights
+        logits = torch.baddbmm(weights[:, -1:].flatten(2), standardised, weights[:, :-1].flatten(2))
+        return logits.unflatten(2, weights.shape[2:]).transpose(0, 1)
+
+
+def fit(
+    recipe: LinearProbe,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+    learning_rates: torch.Tensor,
+    description: str,
+) -> Probes:
+    """Train a head for each entry of `learning_rates`, `(layers, rates)`; the heads do not influence each other."""
+    probes = Probes(features, num_classes, learning_rates)
+    num_batches = math.ceil(len(labels) / recipe.batch_size)
+    optimizer = torch.optim.Adam(probes.parameters(), lr=1.0, eps=1e-12)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.num_epochs * num_batches)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    for _ in tqdm(range(recipe.num_epochs), desc=description, unit="epoch", leave=False):
+        for rows in torch.randperm(len(labels), generator=generator).tensor_split(num_batches):
+            logits = probes(features[rows])
+            target = labels[rows, None, None].expand(logits.shape[:3])
+            loss = nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="sum") / len(rows)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return probes.requires_grad_(False)
+
+
+@torch.no_grad()
+def nearest_neighbours(
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    validation_features: torch.Tensor,
+    num_classes: int,
+    num_neighbours: int = 20,
+    temperature: float = 0.07,
+) -> torch.Tensor:
+    """Weighted k nearest neighbours by cosine, as in DINO (arXiv:2104.14294): votes weigh exp(cosine / temperature).
+
+    Args:
+        features: `(num_images, dimension)`, float.
+        labels: `(num_images,)`, int64.
+        validation_features: `(num_validation_images, dimension)`, float.
+        num_neighbours: k; at most all images vote.
+
+    Returns:
+        `(num_validation_images, num_classes)`: the votes for each class.
+    """
+    features = nn.functional.normalize(features, dim=1)
+    votes = []
+    for part in nn.functional.normalize(validation_features, dim=1).split(512):
+        cosine, nearest = (part @ features.T).topk(min(num_neighbours, len(features)), dim=1)
+        weights = torch.exp((cosine - 1.0) / temperature)  # minus 1: exp(1 / 0.07) would lose digits
+        votes.append(torch.zeros(len(part), num_classes, device=part.device).scatter_add_(1, labels[nearest], weights))
+    return torch.cat(votes)
