@@ -39,7 +39,9 @@ def main() -> None:
 
     logger.info("The prepared data set and its card are in %s", output_dir)
     logger.info("Next: python run_mim.py --dataset_name %s --image_size %d", output_dir, args.image_size)
-    logger.info("Publish: hf upload-large-folder USER/NAME %s --repo-type dataset", output_dir)
+    logger.info(
+        'Publish: hf upload-large-folder USER/NAME %s --repo-type dataset --exclude "*bad_images.txt"', output_dir
+    )
 
 
 if __name__ == "__main__":

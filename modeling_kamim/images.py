@@ -45,7 +45,7 @@ def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
         return pixels if pixels is not None else _decode_with_pillow(data)
     except Exception as error:  # decoders raise nearly anything on broken files
         label = source.get("path") or name or "an image without a name"
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0]
         raise BadImageError(
             f"cannot decode {label} ({reason}); pass --bad_images skip to leave such images out"
         ) from None

@@ -44,7 +44,7 @@ def pretraining_card(directory: Path, dataset: str, log: list[dict], values: dic
     )
     text = _PRETRAINED.format(
         title=directory.name,
-        dataset="a local data set" if Path(dataset).exists() else dataset,
+        dataset="a local data set" if Path(dataset).expanduser().exists() else dataset,
         losses=_loss_table([entry for entry in log if "loss" in entry]),
         **values,
     )
@@ -88,22 +88,16 @@ def prepared_dataset_card(directory: Path, source: str, preparation: Any, statis
         directory: of the data set; only its name is published.
         source: name of the source; a path on this machine is not published.
         preparation: a `Preparation`.
-        statistics: `splits, num_rows, num_bytes, num_bad`.
+        statistics: `num_rows, num_bytes, num_bad`.
     """
     metadata = DatasetCardData(
         task_categories=["image-feature-extraction", "image-classification"],
         tags=["kamim", "masked-image-modeling", "keypoints"],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in statistics["splits"]],
-            }
-        ],
     )
     densities = preparation.densities
     text = _PREPARED.format(
         title=directory.name,
-        source="A local data set" if Path(source).exists() else source,
+        source="A local data set" if Path(source).expanduser().exists() else source,
         image_size=preparation.image_size,
         num_rows=statistics["num_rows"],
         short_side=preparation.short_side,

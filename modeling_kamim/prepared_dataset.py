@@ -190,6 +190,8 @@ def prepare_dataset(
         InputError: if `output_dir` holds something else, no image is left, or Ray is asked for and not installed.
         BadImageError: for the first bad image, unless they are skipped.
     """
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / SETTINGS_FILE).exists():
+        raise InputError(f"{output_dir} holds other files; give a folder that is empty or not there yet")
     (output_dir / "data").mkdir(parents=True, exist_ok=True)
     _check_settings(output_dir, dataset, preparation, rows_per_shard)
     jobs = list(_jobs(dataset, output_dir / "data", preparation, rows_per_shard))
@@ -200,7 +202,7 @@ def prepare_dataset(
     for unfinished in output_dir.rglob(".*.unfinished"):
         unfinished.unlink()
     bad = _collect_bad_images(jobs)
-    statistics = _statistics(jobs, dataset, len(bad))
+    statistics = _statistics(jobs, len(bad))
     if bad and not statistics["num_rows"]:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
     card = prepared_dataset_card(output_dir, name, preparation, statistics)
@@ -308,8 +310,7 @@ def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
     return [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-def _statistics(jobs: list[ShardJob], dataset: datasets.DatasetDict, num_bad: int) -> dict[str, Any]:
+def _statistics(jobs: list[ShardJob], num_bad: int) -> dict[str, int]:
     num_rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
     size = sum(job.file.stat().st_size for job in jobs)
-    splits = [split for split, rows in dataset.items() if len(rows)]  # an empty one has no shards
-    return {"splits": splits, "num_rows": num_rows, "num_bytes": size, "num_bad": num_bad}
+    return {"num_rows": num_rows, "num_bytes": size, "num_bad": num_bad}

@@ -253,11 +253,18 @@ def test_a_prepared_data_set_can_be_prepared_again(monkeypatch, tmp_path, source
     assert after.column_names == ["image", "label", *(f"keypoint_density_{name}" for name in detectors)]
 
 
-@pytest.mark.xfail(strict=True, reason="a card with `configs` leaves path and time of the shards out of the cache key")
 def test_data_sets_in_folders_of_one_name_are_told_apart(monkeypatch, tmp_path, source):
     for detector in ("fast", "sift"):
         output = prepare(monkeypatch, source, tmp_path / detector / "out", "--keypoint_detector", detector)
         assert load_images(str(output))["train"].column_names[2:] == [f"keypoint_density_{detector}"]
+
+
+def test_a_folder_with_other_files_is_refused(monkeypatch, tmp_path, source):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "README.md").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        prepare(monkeypatch, source, tmp_path / "out")
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
 
 
 def test_a_bad_image_stops_the_preparation(monkeypatch, tmp_path, broken_source):
