@@ -16,17 +16,28 @@ from torch.utils.data import default_collate
 from transformers import set_seed
 
 from modeling_kamim import KamimForMaskedImageModeling, build_config
-from modeling_kamim.arguments import PAPER_BATCH_SIZE, DataArguments, KamimArguments, PretrainingArguments, parse
+from modeling_kamim.arguments import (
+    PAPER_BATCH_SIZE,
+    PRETRAINING_ARGUMENTS,
+    DataArguments,
+    KamimArguments,
+    OnlineProbeArguments,
+    PretrainingArguments,
+    parse,
+)
+from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.data import (
     SampleDataset,
     choose_splits,
     find_image_column,
     keep_encoded,
     load_images,
+    load_labelled_images,
     report_bad_images,
     subsample,
 )
 from modeling_kamim.errors import run
+from modeling_kamim.evaluation.online_probe import OnlineProbe
 from modeling_kamim.figures import reconstruction_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
@@ -51,7 +62,7 @@ CONFIG_KEYS = (
 
 
 def main() -> None:
-    data_args, kamim_args, training_args = parse((DataArguments, KamimArguments, PretrainingArguments), None, __doc__)
+    data_args, kamim_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
     logging.basicConfig(
         level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
@@ -117,6 +128,10 @@ def main() -> None:
         num_cells=config.image_size // kamim_args.weight_patch_size,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
+    if probe_args.probe_every:
+        steps_per_epoch = max(1, len(train_dataset) // training_args.total_batch_size)
+        steps = probe_args.probe_steps(steps_per_epoch)
+        trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
@@ -144,6 +159,22 @@ def main() -> None:
         card.save(output_dir / "README.md")
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
         logger.info("Next: python run_classification.py --mode linear_probe --model_name_or_path %s", output_dir)
+
+
+def online_probe(
+    trainer: MaskedImageTrainer, data_args: DataArguments, args: OnlineProbeArguments, image_size: int, steps: int
+) -> OnlineProbe:
+    seed = trainer.args.seed
+    images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
+    transform = ClassificationTransform(images.image_column, images.label_column, image_size, augmentation="none")
+
+    def samples(split: Dataset) -> SampleDataset:
+        split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
+        if data_args.bad_images == "skip":
+            split, _ = prepare_images(split, images.image_column, skip_bad_images=True, num_proc=data_args.num_proc)
+        return SampleDataset(split.select_columns([images.image_column, images.label_column]), transform, seed)
+
+    return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)
 
 
 def describe_run(

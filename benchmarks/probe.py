@@ -52,7 +52,7 @@ def main() -> None:
     image_column, label_column = find_image_column(dataset), find_label_column(dataset)
     dataset = subsample(keep_encoded(encode_labels(dataset, label_column), image_column), args.num_images, seed=0)
     num_classes = dataset.features[label_column].num_classes
-    transform = ClassificationTransform(image_column, label_column, args.image_size, augment=False)
+    transform = ClassificationTransform(image_column, label_column, args.image_size, augmentation="none")
     samples = SampleDataset(dataset.select_columns([image_column, label_column]), transform, seed=0)
 
     with tempfile.TemporaryDirectory() as folder:

@@ -199,40 +199,131 @@ def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> No
 
 
 @dataclass
+class OnlineProbeArguments:
+    """Scores of the features while they are learnt; needs labels."""
+
+    _argument_group_name = "online probe"
+
+    probe_every: str | None = field(
+        default=None,
+        metadata={
+            "help": "Log a linear probe and nearest neighbours every N optimiser steps, or every 'epoch'; the training "
+            "does not change by it."
+        },
+    )
+    probe_images: int = field(
+        default=1000, metadata={"help": "Images that the probe is trained on, and at most as many to score it."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
+
+    def __post_init__(self):
+        if self.probe_images < 1:
+            raise InputError(f"probe_images is {self.probe_images}; it must be at least 1")
+        self.probe_steps(1)
+
+    def probe_steps(self, steps_per_epoch: int) -> int | None:
+        """Optimiser steps between two scores; None where there are none."""
+        if self.probe_every in (None, "epoch"):
+            return steps_per_epoch if self.probe_every else None
+        if not self.probe_every.isdigit() or int(self.probe_every) < 1:
+            raise InputError(f'probe_every is {self.probe_every!r}; give a number of steps from 1, or "epoch"')
+        return int(self.probe_every)
+
+
+_AUGMENTATIONS: dict[str, Literal["none", "paper", "crop_flip"]] = {
+    "paper": "paper",
+    "paper_layernorm": "paper",
+    "mae": "crop_flip",
+    "cached": "none",
+}
+
+
+@dataclass
 class ClassificationArguments:
-    """Which checkpoint, and what is trained on top of it."""
+    """Which checkpoint, and how it is evaluated."""
 
     _argument_group_name = "model and evaluation"
 
-    mode: Literal["linear_probe", "finetune"] = field(
-        default="linear_probe", metadata={"help": "Train one linear layer on frozen features, or the whole model."}
+    mode: Literal["linear_probe", "finetune", "reconstruction"] = field(
+        default="linear_probe",
+        metadata={
+            "help": "Train one linear layer on frozen features, or the whole model; or score a pretrained model's "
+            "reconstructions (PSNR, SSIM)."
+        },
+    )
+    protocol: Literal["paper", "paper_layernorm", "mae", "cached"] = field(
+        default="paper",
+        metadata={
+            "help": "Linear probe: the paper's; with its LayerNorm (Table 5); MAE's (BatchNorm, crop and flip, LARS, "
+            "last block); or on features computed once, several learning rates side by side, with nearest neighbours."
+        },
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "KAMIM, ViT or Swin checkpoint; without it the weights are random."}
+        default=None,
+        metadata={
+            "help": "KAMIM, ViT or Swin checkpoint (protocol cached: any encoder of transformers or timm); without it "
+            "the weights are random."
+        },
     )
     model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "For random weights."})
     model_size: Literal["tiny", "small", "base"] = field(default="base", metadata={"help": "For random weights."})
     image_size: int | None = field(
-        default=None, metadata={"help": "Side of the input in pixels; the checkpoint's where not given (random: 192)."}
+        default=None,
+        metadata={
+            "help": "Side of the input in pixels; the checkpoint's where not given (random: 192). Fine-tuning takes "
+            "another one than the checkpoint's and interpolates its positions."
+        },
     )
     layer: int | None = field(
         default=None,
         metadata={
-            "help": "ViT block whose tokens are read, from 1; default 8 for linear_probe, the last for finetune."
+            "help": "ViT block whose tokens are read, from 1; default 8 for the paper's probe, the last for the others."
         },
+    )
+    probe_layers: Literal["default", "all"] = field(
+        default="default", metadata={"help": "Protocol cached: probe one layer, or every layer in the same pass."}
+    )
+    pooling: Literal["mean", "cls"] = field(
+        default="mean", metadata={"help": "Protocol cached: mean of the patch tokens (the paper's), or the CLS token."}
     )
     layer_norm: bool = field(default=False, metadata={"help": "LayerNorm before the linear layer (Table 5; ViT)."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
     validation_fraction: float = field(
         default=0.1, metadata={"help": "Share of the training images to hold out where there is no validation split."}
     )
-    augmentation: Literal["paper", "none"] = field(
-        default="paper",
-        metadata={"help": "TrivialAugmentWide, RandomErasing and CutMix or MixUp (section 4.1.1), or a plain resize."},
+    low_shot: float | None = field(
+        default=None,
+        metadata={"help": "Train on this share of the labels, equally many of every class (0.01 and 0.1 are usual)."},
+    )
+    seeds: list[int] = field(
+        default_factory=list, metadata={"help": "Repeat for these seeds; results.json holds mean and deviation too."}
+    )
+    augmentation: Literal["auto", "none", "paper", "strong", "crop_flip"] = field(
+        default="auto",
+        metadata={
+            "help": "auto: the protocol's. paper: TrivialAugmentWide, RandomErasing, CutMix or MixUp (section 4.1.1); "
+            "strong: close to SimMIM's fine-tuning; crop_flip: MAE's linear probe; none: a plain resize."
+        },
     )
     cache_features: bool = field(
         default=True,
         metadata={"help": "Run a frozen encoder once instead of every epoch, where there is no augmentation."},
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Fine-tuning: learning rate of a block as a share of the next one's, in (0, 1]."}
+    )
+    drop_path: float | None = field(
+        default=None, metadata={"help": "Fine-tuning of Swin: stochastic depth; the checkpoint's where not given."}
+    )
+    ema_decay: float | None = field(
+        default=None, metadata={"help": "Fine-tuning: evaluate and save averaged weights, for example 0.9999."}
+    )
+    compare_with: list[str] = field(
+        default_factory=list, metadata={"help": "Reconstruction: further checkpoints, scored and drawn in rows."}
+    )
+    report: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Only gather the results.json below these folders into report.md and report.tex."},
     )
 
     def __post_init__(self):
@@ -240,11 +331,26 @@ class ClassificationArguments:
             raise InputError(f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1")
         if self.layer is not None and self.layer < 1:
             raise InputError(f"layer is {self.layer}; blocks are counted from 1")
+        if self.low_shot is not None and not 0 < self.low_shot <= 1:
+            raise InputError(f"low_shot is {self.low_shot}; it is a share of the training images, in (0, 1]")
+        if self.mode != "linear_probe" and self.protocol != "paper":
+            raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
+        if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):
+            raise InputError("layer_decay, ema_decay and drop_path are for --mode finetune")
+        if self.augmentation == "auto":
+            self.augmentation = _AUGMENTATIONS[self.protocol]
 
     @property
     def trains_on_features(self) -> bool:
         """Whether the encoder's features never change, so that the head is trained on features computed once."""
         return self.cache_features and self.mode == "linear_probe" and self.augmentation == "none"
+
+    @property
+    def pooled_norm(self) -> str:
+        """Norm between features and linear layer: "none", "layernorm" or "batchnorm"."""
+        if self.protocol == "mae":
+            return "batchnorm"
+        return "layernorm" if self.layer_norm or self.protocol == "paper_layernorm" else "none"
 
 
 @dataclass
@@ -371,6 +477,14 @@ def choose_precision(use_cpu: bool = False) -> str:
         return "fp32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
+
+
+PRETRAINING_ARGUMENTS = (DataArguments, KamimArguments, OnlineProbeArguments, PretrainingArguments)
+CLASSIFICATION_ARGUMENTS = (DataArguments, ClassificationArguments, ProbingArguments)
+SCRIPT_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "run_mim.py": PRETRAINING_ARGUMENTS,
+    "run_classification.py": CLASSIFICATION_ARGUMENTS,
+}
 
 
 def parse(

@@ -18,17 +18,18 @@ class KamimViTClassifierConfig(ViTConfig):
     Args:
         final_layernorm: whether the encoder's own last LayerNorm is applied (True where the last block is read, for
             the final hidden state; False where an inner block is read, as in the paper's probe of block 8).
-        pooled_layernorm: whether the pooled features pass a LayerNorm before the linear layer (the paper's Table 5).
+        pooled_norm: what the pooled features pass before the linear layer: "none", "layernorm" (the paper's Table 5) or
+            "batchnorm" (without parameters, as in MAE's linear probe).
     """
 
     model_type = "kamim_vit_classifier"
 
     final_layernorm: bool = True
-    pooled_layernorm: bool = False
+    pooled_norm: str = "none"
 
 
 class KamimViTForImageClassification(ViTPreTrainedModel):
-    """Mean of the patch tokens (CLS dropped), an optional LayerNorm, one linear layer.
+    """Mean of the patch tokens (CLS dropped), an optional norm, one linear layer.
 
     `ViTForImageClassification` reads the CLS token and would give other predictions from the same encoder. The empty
     `classifier.bias` makes it refuse these weights (size mismatch) instead of loading a part of them.
@@ -43,7 +44,11 @@ class KamimViTForImageClassification(ViTPreTrainedModel):
         self.encoder = ViTModel(config, add_pooling_layer=False)
         if not config.final_layernorm:
             self.encoder.layernorm = nn.Identity()
-        self.norm = nn.LayerNorm(config.hidden_size, eps=1e-6) if config.pooled_layernorm else nn.Identity()
+        self.norm = {
+            "none": nn.Identity(),
+            "layernorm": nn.LayerNorm(config.hidden_size, eps=1e-6),
+            "batchnorm": nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6),
+        }[config.pooled_norm]
         self.head = nn.Linear(config.hidden_size, config.num_labels)
         self.classifier = nn.Module()
         self.classifier.register_buffer("bias", torch.zeros(0))

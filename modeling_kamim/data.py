@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import torch
 
+from .arguments import DataArguments
 from .errors import InputError
 from .photographs import load_photographs
 
@@ -177,6 +179,57 @@ def hold_out(
     can_stratify = counts[counts > 0].min() > 1 and min(held_out, len(dataset) - held_out) >= (counts > 0).sum()
     parts = dataset.train_test_split(fraction, seed=seed, stratify_by_column=label_column if can_stratify else None)
     return parts["train"], parts["test"]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Training and validation images with classes.
+
+    Args:
+        train, validation: whose `label_column` is a `ClassLabel`.
+        image_column, label_column: their columns.
+        classes: of the labels.
+    """
+
+    train: datasets.Dataset
+    validation: datasets.Dataset
+    image_column: str
+    label_column: str
+    classes: datasets.ClassLabel
+
+
+def load_labelled_images(
+    args: DataArguments, label_column: str | None, validation_fraction: float, seed: int
+) -> LabelledImages:
+    """Load a data set for classification; without a validation split, a part of the training images is held out.
+
+    Raises:
+        InputError: if it cannot be loaded, has no labels, or fewer than 2 classes.
+    """
+    images = load_images(args.dataset_name, args.dataset_config_name)
+    train, validation = choose_splits(images, args.train_split, args.validation_split)
+    image_column = find_image_column(train, args.image_column)
+    label_column = find_label_column(train, label_column)
+    train = encode_labels(train, label_column)
+    classes = train.features[label_column]
+    if classes.num_classes < 2:
+        raise InputError(f"column {label_column!r} has {classes.num_classes} class; classification needs 2 or more")
+    if validation is None:
+        logger.warning("No validation split: holding out %.0f%% of train", 100 * validation_fraction)
+        train, validation = hold_out(train, label_column, validation_fraction, seed)
+    else:
+        validation = encode_labels(validation, label_column, classes)
+    return LabelledImages(train, validation, image_column, label_column, classes)
+
+
+def low_shot(dataset: datasets.Dataset, label_column: str, fraction: float, seed: int) -> datasets.Dataset:
+    """A share of the images with equally many of every class: at least one, at most all that a class has."""
+    labels = np.asarray(dataset[label_column])
+    classes = np.unique(labels)
+    per_class = max(1, round(fraction * len(labels) / len(classes)))
+    rng = np.random.default_rng(seed)
+    rows = [rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in classes]
+    return dataset.select(np.sort(np.concatenate(rows)))
 
 
 def report_bad_images(bad: list[str], output_dir: Path, should_save: bool) -> None:

@@ -1,5 +1,8 @@
 """Pictures of what a model does."""
 
+from collections.abc import Mapping
+from textwrap import fill
+
 import matplotlib
 import numpy as np
 import torch
@@ -48,6 +51,45 @@ def reconstruction_figure(
             else:
                 axis.imshow(images[row])
     figure.colorbar(shown, ax=axes[:, -1].tolist(), shrink=0.6, label="W")
+    return figure
+
+
+def comparison_figure(
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    reconstructions: Mapping[str, torch.Tensor],
+    mean: list[float],
+    std: list[float],
+) -> Figure:
+    """Reconstructions of the same images by several models, as in Figure 2 of arXiv:2407.13873.
+
+    A column for each image; rows of originals, of masked images, and of each model's reconstructions (visible pixels
+    kept), with their names on the left.
+
+    Args:
+        pixel_values: `(num_images, 3, height, width)`, normalised.
+        mask: `(num_images, rows, columns)`, bool, True where masked.
+        reconstructions: from a model's name to its output, like `pixel_values`.
+        mean, std: of the normalisation, for each channel.
+    """
+    height, width = pixel_values.shape[2:]
+    pixel_mask = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
+    masked = pixel_mask.unsqueeze(-1).numpy()
+    original = _to_rgb(pixel_values, mean, std)
+    rows = [("original", original), ("masked", np.where(masked, 0.5, original))]
+    for name, reconstruction in reconstructions.items():
+        rows.append((fill(name, 16), np.where(masked, _to_rgb(reconstruction, mean, std), original)))
+
+    num_images = len(pixel_values)
+    names_width, side = 1.6, 1.6  # inches
+    figure = Figure(figsize=(names_width + side * num_images, side * len(rows)))
+    margins = {"left": names_width / figure.get_figwidth(), "right": 1, "bottom": 0, "top": 1}
+    axes = figure.subplots(len(rows), num_images, squeeze=False, gridspec_kw=margins | {"wspace": 0.05, "hspace": 0.05})
+    for row_of_axes, (name, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(row_of_axes, images, strict=True):
+            axis.imshow(image)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        row_of_axes[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
     return figure
 
 

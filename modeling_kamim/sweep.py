@@ -16,20 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .arguments import (
-    ClassificationArguments,
-    DataArguments,
-    KamimArguments,
-    PretrainingArguments,
-    ProbingArguments,
-    parse,
-)
+from .arguments import SCRIPT_ARGUMENTS, parse
 from .errors import InputError, run
-
-SCRIPT_ARGUMENTS: dict[str, tuple[type, ...]] = {
-    "run_mim.py": (DataArguments, KamimArguments, PretrainingArguments),
-    "run_classification.py": (DataArguments, ClassificationArguments, ProbingArguments),
-}
 
 
 @dataclass

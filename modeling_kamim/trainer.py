@@ -1,7 +1,7 @@
 """What transformers' Trainer cannot do by argument."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -137,11 +137,29 @@ class MaskedImageTrainer(PixelTrainer):
 
 
 class ClassificationTrainer(PixelTrainer):
-    """Trainer of classifiers: cross-entropy with class indices or, after CutMix and MixUp, with probabilities."""
+    """Trainer of classifiers: cross-entropy with class indices or, after CutMix and MixUp, with probabilities.
+
+    Args:
+        *args, **kwargs: of `PixelTrainer`; `label_smoothing_factor` of its arguments smooths both kinds of labels in
+            training.
+        parameter_groups: from the model to the groups of its optimiser, with their own learning rates.
+    """
+
+    def __init__(self, *args, parameter_groups: Callable[[nn.Module], list[dict]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.parameter_groups = parameter_groups
+        self.label_smoother = None
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        if self.parameter_groups is not None and self.optimizer is None:
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer: torch.optim.Optimizer = optimizer_class(self.parameter_groups(self.model), **settings)
+        return super().create_optimizer(*args, **kwargs)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
-        loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"])
+        smoothing = self.args.label_smoothing_factor if model.training else 0.0
+        loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"], label_smoothing=smoothing)
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
 

@@ -25,6 +25,7 @@ from modeling_kamim.data import (
     hold_out,
     keep_encoded,
     load_images,
+    low_shot,
     report_bad_images,
 )
 from modeling_kamim.errors import InputError
@@ -462,3 +463,14 @@ def test_opencv_uses_one_thread_in_a_worker(loader, two_opencv_threads):
 
 def test_opencv_threads_of_the_main_process_are_left_alone(two_opencv_threads):
     assert sample_dataset(transform=opencv_threads)[0] == 2
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=6), st.floats(0.01, 1), st.integers(0, 99))
+def test_low_shot_takes_as_many_of_every_class_as_there_are(counts, fraction, seed):
+    labels = np.repeat(np.arange(len(counts)), counts)
+    rows = Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
+    few = low_shot(rows, "label", fraction, seed)
+    per_class = max(1, round(fraction * len(labels) / len(counts)))
+    assert np.bincount(few["label"]).tolist() == [min(per_class, count) for count in counts]
+    assert few["row"] == low_shot(rows, "label", fraction, seed)["row"]
+    assert len(set(few["row"])) == len(few)

@@ -1,5 +1,7 @@
 """Classifiers on a pretrained encoder (arXiv:2407.13873, section 4.1)."""
 
+import copy
+
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -15,8 +17,8 @@ from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError
 from ..modeling_kamim import build_config, check_image_size
-
-PROBED_BLOCK = 8
+from .features import PROBED_BLOCK
+from .finetuning import resized_state_dict
 
 
 def build_classifier(
@@ -50,28 +52,31 @@ def build_classifier(
 
 def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig | SwinConfig:
     """Config of the classifier that `args` describe; for the errors see `build_classifier`."""
-    config = _encoder_config(args)
-    if args.image_size not in (None, config.image_size):
-        raise InputError(f"image_size is {args.image_size}, the checkpoint's is {config.image_size}; they must agree")
+    config = encoder_config(args)
+    if args.drop_path is not None:
+        if not isinstance(config, SwinConfig):
+            raise InputError("drop_path is for Swin; transformers' ViT has no stochastic depth")
+        config.drop_path_rate = args.drop_path
     if args.mode == "linear_probe":
         for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if hasattr(config, dropout):
                 setattr(config, dropout, 0.0)
     if isinstance(config, SwinConfig):
-        if args.layer is not None or args.layer_norm:
+        if args.layer is not None or args.pooled_norm != "none":
             raise InputError("layer and layer_norm are for ViT; of Swin the last stage is read, behind its LayerNorm")
         return config
     depth = config.num_hidden_layers
-    default = min(PROBED_BLOCK, depth) if args.mode == "linear_probe" else depth
+    default = min(PROBED_BLOCK, depth) if args.mode == "linear_probe" and args.protocol != "mae" else depth
     layer = default if args.layer is None else args.layer
     if layer > depth:
         raise InputError(f"layer is {layer}; the encoder has {depth} blocks")
     settings = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}
-    settings |= {"num_hidden_layers": layer, "final_layernorm": layer == depth, "pooled_layernorm": args.layer_norm}
+    settings |= {"num_hidden_layers": layer, "final_layernorm": layer == depth, "pooled_norm": args.pooled_norm}
     return KamimViTClassifierConfig(**settings)
 
 
-def _encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
+def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
+    """Config of the whole encoder that `args` name, at the image size that they ask for."""
     if args.model_name_or_path is None:
         return build_config(args.model_type, args.model_size, args.image_size or 192)
     try:
@@ -80,24 +85,37 @@ def _encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
         raise InputError(f"cannot load {args.model_name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
     if config.model_type not in ("vit", "swin"):
         raise InputError(f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; give a ViT or Swin")
+    if args.image_size not in (None, config.image_size):
+        if args.mode != "finetune":
+            raise InputError(
+                f"image_size is {args.image_size}, the checkpoint's is {config.image_size}; they must agree"
+            )
+        config = resized_config(config, args.image_size)
     check_image_size(config)
     return config
 
 
+def resized_config(config: ViTConfig | SwinConfig, image_size: int) -> ViTConfig | SwinConfig:
+    """The config for another image size; of a Swin whose last stage is one window, with the window of that size."""
+    resized = copy.deepcopy(config)
+    resized.image_size = image_size
+    if isinstance(config, SwinConfig) and config.window_size * config.encoder_stride == config.image_size:
+        resized.window_size = max(1, image_size // config.encoder_stride)
+    return resized
+
+
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
-    encoder_class, config_class = (SwinModel, SwinConfig) if isinstance(encoder, SwinModel) else (ViTModel, ViTConfig)
-    config = config_class.from_dict({**encoder.config.to_dict(), "model_type": config_class.model_type})
+    encoder_class = SwinModel if isinstance(encoder, SwinModel) else ViTModel
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # decoders and unread blocks are left out on purpose
     try:
-        loaded, info = encoder_class.from_pretrained(
-            checkpoint, config=config, add_pooling_layer=False, output_loading_info=True
-        )
+        loaded, info = encoder_class.from_pretrained(checkpoint, add_pooling_layer=False, output_loading_info=True)
     except (OSError, RuntimeError) as error:
         raise InputError(f"the weights of {checkpoint} do not fit: {str(error).strip().splitlines()[0]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
+    weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)
     read = encoder.state_dict()
-    encoder.load_state_dict({key: value for key, value in loaded.state_dict().items() if key in read})
+    encoder.load_state_dict({key: value for key, value in weights.items() if key in read})

@@ -14,6 +14,7 @@ from ..modeling_kamim import build_config
 from ..trainer import PixelTrainer
 
 POOLINGS = ("mean", "cls")
+PROBED_BLOCK = 8
 
 
 class Backbone(nn.Module):
@@ -41,6 +42,19 @@ class Backbone(nn.Module):
         if size is None and self.model.config.model_type == "timm_wrapper":
             size = self.model.config.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
         return (size if isinstance(size, int) else max(size)) if size else 224
+
+    def default_layer(self, layer: int | None) -> int:
+        """Place in the result of a block, counted from 1; block 8 of a ViT or the final output where None.
+
+        Raises:
+            InputError: if there is no such block.
+        """
+        depth = getattr(self.model.config, "num_hidden_layers", 0)
+        if layer is not None and not 1 <= layer <= depth:
+            raise InputError(f"layer is {layer}; the encoder has {depth} blocks")
+        if layer is None:
+            layer = PROBED_BLOCK if depth > PROBED_BLOCK else depth
+        return layer - 1 if layer < depth else -1
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, layers, dimension)` for normalised pixels `(batch_size, channels, height, width)`."""

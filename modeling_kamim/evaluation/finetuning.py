@@ -1,0 +1,200 @@
+"""Fine-tuning beyond the paper's recipe: layer-wise learning rates, averaged weights, a start at another resolution."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, ViTConfig
+
+from ..classifier import KamimViTForImageClassification
+from ..errors import InputError
+
+EMA_FILE = "ema.safetensors"
+_NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "relative_position_bias_table")
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Parameter groups of an optimiser, with a learning rate that falls from the head to the embeddings.
+
+    The rate is `learning_rate * layer_decay ** (L + 1 - layer)`: layer 0 are the embeddings, 1 to L the blocks (of Swin
+    those of all stages, a stage's downsampling with its last block), L + 1 norm and head, as in the code of BEiT
+    (arXiv:2106.08254) and SimMIM (`optimizer.py`). Biases, other vectors, tokens, position embeddings and tables of
+    relative position biases are not decayed. Frozen parameters are left out.
+
+    Args:
+        model: the classifier; where `layer_decay` is 1 any model.
+        layer_decay: in (0, 1]; with 1 there are two plain groups, with and without weight decay.
+
+    Returns:
+        groups of params, lr and weight_decay, from the highest rate (which `Trainer` logs) to the lowest.
+
+    Raises:
+        InputError: for another `layer_decay`, or one below 1 for a model whose layers are not known.
+    """
+    if not 0 < layer_decay <= 1:
+        raise InputError(f"layer_decay is {layer_decay}; it must be in (0, 1], where 1 is the same rate everywhere")
+    layers = _layers(model) if layer_decay < 1 else []
+    layer_of = {
+        id(parameter): layer
+        for layer, modules in enumerate(layers)
+        for module in modules
+        for parameter in module.parameters()
+    }
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = learning_rate * layer_decay ** (len(layers) - layer_of.get(id(parameter), len(layers)))
+            is_decayed = parameter.ndim > 1 and not name.endswith(_NEVER_DECAYED)
+            groups.setdefault((rate, is_decayed), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "weight_decay": weight_decay if is_decayed else 0.0}
+        for (rate, is_decayed), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def _layers(model: nn.Module) -> list[list[nn.Module]]:
+    """Embeddings and blocks; the rest of the classifier is the layer behind them."""
+    if isinstance(model, KamimViTForImageClassification):
+        return [[model.encoder.embeddings], *([block] for block in model.encoder.layers)]
+    if not isinstance(model, SwinForImageClassification):
+        raise InputError(
+            f"layer_decay is below 1 for a {type(model).__name__}; it must be 1, or the model a ViT or Swin"
+        )
+    layers = [[model.swin.embeddings]]
+    for stage in model.swin.encoder.layers:
+        layers += [[block] for block in stage.blocks]
+        if stage.downsample is not None:
+            layers[-1].append(stage.downsample)
+    return layers
+
+
+class ExponentialMovingAverage(TrainerCallback):
+    """Average of the trained parameters over the steps: a0 = w0, then a = decay * a + (1 - decay) * w (Polyak).
+
+    It looks back over about 1 / (1 - decay) steps and is of use in runs several times as long. It is kept in float32
+    on the parameters' devices, saved as `ema.safetensors` in every checkpoint, and read back where a run resumes from
+    `args.resume_from_checkpoint`. Not for FSDP and DeepSpeed, whose parameters are shards.
+
+    Args:
+        decay: share of the average that a step keeps, in (0, 1).
+    """
+
+    def __init__(self, decay: float):
+        if not 0 < decay < 1:
+            raise InputError(f"ema_decay is {decay}; it must be between 0 and 1, both excluded")
+        self.average: dict[str, torch.Tensor] = {}
+        self._update = get_ema_multi_avg_fn(decay)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        self.average = {
+            name: parameter.detach().to(torch.float32, copy=True) for name, parameter in _trained(model).items()
+        }
+        if state.global_step > 0:
+            self.load(args.resume_from_checkpoint)
+
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        trained = _trained(model)
+        current = [trained[name].detach().float() for name in self.average]
+        self._update(list(self.average.values()), current, None)
+
+    def on_save(self, args, state, control, **kwargs):
+        if args.should_save:
+            save_file(
+                {name: average.contiguous() for name, average in self.average.items()},
+                Path(args.output_dir) / f"checkpoint-{state.global_step}" / EMA_FILE,
+            )
+
+    def load(self, checkpoint: str | Path | None) -> None:
+        """Take over the average that is saved in a checkpoint directory; training must have begun.
+
+        Raises:
+            InputError: if there is none, or it is that of another model.
+        """
+        if checkpoint is None:
+            raise InputError("the run resumes without resume_from_checkpoint; the average is read from there")
+        try:
+            saved = load_file(Path(checkpoint) / EMA_FILE)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"{checkpoint} holds no {EMA_FILE} that can be read: it was saved without ema_decay or not to its end; "
+                "resume from another checkpoint, or without ema_decay"
+            ) from error
+        shapes = {name: average.shape for name, average in self.average.items()}
+        if shapes != {name: average.shape for name, average in saved.items()}:
+            raise InputError(f"{EMA_FILE} in {checkpoint} is the average of another model")
+        for name, average in self.average.items():
+            average.copy_(saved[name])
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Put the average in the place of the trained parameters, and these back at the end, bit by bit.
+
+        Args:
+            model: the model that is trained, as `Trainer.model` holds it.
+
+        Raises:
+            ValueError: if there is no average of this model's parameters, as before training.
+        """
+        trained = _trained(model)
+        if trained.keys() != self.average.keys():
+            raise ValueError(f"there is no average of this {type(model).__name__}; it is made while the model trains")
+        current = {name: parameter.detach().clone() for name, parameter in trained.items()}
+        _assign(trained, self.average)
+        try:
+            yield
+        finally:
+            _assign(trained, current)
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def resized_state_dict(
+    state_dict: Mapping[str, torch.Tensor], old_config: ViTConfig | SwinConfig, new_config: ViTConfig | SwinConfig
+) -> dict[str, torch.Tensor]:
+    """Weights of an encoder for another `image_size`, and of a Swin for another `window_size`.
+
+    Position embeddings (all but CLS) and tables of relative position biases are interpolated bicubically, without
+    antialias and with `align_corners=False`, as transformers' `interpolate_pos_encoding` and the code of Swin
+    (`load_pretrained`) do. SimMIM's own code resizes the tables by another rule, which keeps the biases of near tokens.
+
+    Args:
+        state_dict: of a `ViTModel` or `SwinModel`; `(1, tokens, hidden_size)` position embeddings and
+            `((2 * window_size - 1) ** 2, num_heads)` tables, rows before columns.
+        old_config, new_config: of the weights as they are, and as they are to be.
+
+    Returns:
+        a new mapping; tensors that keep their size are the given ones.
+    """
+    num_prefix_tokens = 0 if isinstance(new_config, SwinConfig) else 1
+    old_side, new_side = (config.image_size // config.patch_size for config in (old_config, new_config))
+    resized = dict(state_dict)
+    for key, tensor in state_dict.items():
+        if key.endswith("position_embeddings") and old_side != new_side:
+            prefix, grid = tensor[0, :num_prefix_tokens], tensor[0, num_prefix_tokens:]
+            resized[key] = torch.cat([prefix, _resized_grid(grid, old_side, new_side)])[None]
+        elif key.endswith("relative_position_bias_table") and old_config.window_size != new_config.window_size:
+            resized[key] = _resized_grid(tensor, 2 * old_config.window_size - 1, 2 * new_config.window_size - 1)
+    return resized
+
+
+def _resized_grid(grid: torch.Tensor, old_side: int, new_side: int) -> torch.Tensor:
+    """`(old_side ** 2, channels)`, rows before columns, to `(new_side ** 2, channels)`."""
+    maps = grid.float().T.reshape(1, -1, old_side, old_side)
+    maps = nn.functional.interpolate(maps, size=(new_side, new_side), mode="bicubic", align_corners=False)
+    return maps[0].flatten(1).T.contiguous().to(grid.dtype)

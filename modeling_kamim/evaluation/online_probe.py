@@ -1,0 +1,173 @@
+"""How good a model's features are while it is pretrained: a linear probe and nearest neighbours every few steps."""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, default_collate
+from transformers import PreTrainedModel, TrainerCallback
+
+from ..errors import InputError
+from ..trainer import PixelTrainer
+from .classifiers import PROBED_BLOCK
+from .features import Backbone, FeatureDataset
+from .probing import LinearProbe, nearest_neighbours, probe
+
+RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
+
+
+class OnlineProbe(TrainerCallback):
+    """Logs `probe_top1` and `knn_top1`, in [0, 1], of a labelled data set while a model is pretrained.
+
+    They are scored with the weights of that step, every `probe_steps` optimiser steps and after the last one. Training
+    does not notice: no random generator, no weight and no mode of a module is other than without the probe, and the
+    time is left out of `images_per_second`. Processes share the images and then all train the same small probe.
+
+    Features are the means of the patch tokens, of ViT of one block (the last one behind the encoder's LayerNorm), of
+    Swin of the last stage: those of `run_classification.py --mode linear_probe`.
+
+    Args:
+        trainer: of the pretraining; add the probe with `trainer.add_callback`.
+        train_dataset: the probe's training images, without augmentation: samples with pixel_values, uint8, and labels.
+        validation_dataset: images to score, like `train_dataset`.
+        num_classes: of the labels.
+        probe_steps: optimiser steps from one score to the next.
+        layer: block of a ViT, from 1; by default block 8, or the last one of a shallower model.
+        recipe: of the linear probe.
+        num_neighbours, temperature: of the nearest neighbours.
+
+    Raises:
+        InputError: if there are no images, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        trainer: PixelTrainer,
+        train_dataset: Dataset,
+        validation_dataset: Dataset,
+        num_classes: int,
+        probe_steps: int,
+        layer: int | None = None,
+        recipe: LinearProbe = RECIPE,
+        num_neighbours: int = 20,
+        temperature: float = 0.07,
+    ):
+        if probe_steps < 1:
+            raise InputError(f"probe_steps is {probe_steps}; it must be 1 or more")
+        self.trainer = trainer
+        self.num_classes = num_classes
+        self.probe_steps = probe_steps
+        self.layer = layer_index(_unwrapped(trainer), layer)
+        self.recipe = recipe
+        self.num_neighbours = num_neighbours
+        self.temperature = temperature
+        self._loaders = [self._loader(dataset) for dataset in (train_dataset, validation_dataset)]
+        self._last_step = -1
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._last_step = -1
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % self.probe_steps == 0 or control.should_training_stop:
+            self._log_scores(state, control)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        """After the last step of a run that another callback stops."""
+        if control.should_training_stop:
+            self._log_scores(state, control)
+
+    def _log_scores(self, state, control) -> None:
+        if state.global_step == self._last_step:
+            return
+        self._last_step = state.global_step
+        should_log = control.should_log
+        with self.trainer._window.paused():
+            self.trainer.log(self.score())
+        control.should_log = should_log  # `log` takes the wish back, and the loss of this step would go missing
+
+    def score(self) -> dict[str, float]:
+        """`probe_top1` and `knn_top1` of the model as it is now."""
+        model = _unwrapped(self.trainer)
+        with _undisturbed(model, self.trainer.args.device):
+            backbone = Backbone(model.base_model).eval()
+            train, validation = (self._features(backbone, loader) for loader in self._loaders)
+            logits = probe(self.recipe, train.features, train.labels, validation.features, self.num_classes).logits[0]
+            votes = nearest_neighbours(
+                train.features[:, 0],
+                train.labels,
+                validation.features[:, 0],
+                self.num_classes,
+                self.num_neighbours,
+                self.temperature,
+            )
+        return {f"{name}_top1": _accuracy(x, validation.labels) for name, x in (("probe", logits), ("knn", votes))}
+
+    def _loader(self, dataset: Dataset) -> DataLoader:
+        args = self.trainer.args
+        if len(dataset) == 0:  # type: ignore[arg-type]
+            raise InputError("the online probe has no images; it needs training and validation images with labels")
+        # The Trainer's own loaders may be cached under a name that evaluation shares.
+        loader = DataLoader(
+            dataset,
+            batch_size=args.eval_batch_size,
+            num_workers=args.dataloader_num_workers,
+            collate_fn=default_collate,
+        )
+        return self.trainer.accelerator.prepare_data_loader(loader)
+
+    @torch.no_grad()
+    def _features(self, backbone: Backbone, loader: DataLoader) -> FeatureDataset:
+        """Features `(num_images, 1, dimension)` of all processes' images, on the device."""
+        features, labels = [], []
+        for batch in loader:
+            # not the subclass's, which asks for keypoint densities
+            batch = PixelTrainer._prepare_inputs(self.trainer, batch)
+            with self.trainer.compute_loss_context_manager():
+                pooled = backbone(batch["pixel_values"])[:, self.layer, None]
+            pooled, classes = self.trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
+            features.append(pooled)
+            labels.append(classes)
+        return FeatureDataset(torch.cat(features), torch.cat(labels))
+
+
+def layer_index(model: PreTrainedModel, layer: int | None) -> int:
+    """Where a `Backbone` has the features of a block of a ViT, counted from 1, or of the last stage of a Swin.
+
+    Raises:
+        InputError: if the model has no such block.
+    """
+    if model.config.model_type == "swin":
+        if layer is not None:
+            raise InputError(f"layer is {layer}, but layers are for ViT; of Swin the last stage is read")
+        return -1
+    depth = model.config.num_hidden_layers
+    layer = min(PROBED_BLOCK, depth) if layer is None else layer
+    if not 1 <= layer <= depth:
+        raise InputError(f"layer is {layer}; the encoder has blocks 1 to {depth}")
+    return -1 if layer == depth else layer - 1
+
+
+def _unwrapped(trainer: PixelTrainer) -> PreTrainedModel:
+    return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+
+
+def _accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
+    return (scores.argmax(dim=1) == labels).float().mean().item()
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put back the random generators of Python, NumPy and torch, and the mode of every module."""
+    modes = [(module, module.training) for module in model.modules()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for module, training in modes:
+            module.training = training

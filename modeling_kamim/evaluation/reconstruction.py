@@ -1,0 +1,197 @@
+"""Scores of reconstructions: PSNR and SSIM as the paper computes them, and of the masked pixels alone.
+
+Three groups, all of the same reconstructions:
+
+- `paper_*` (arXiv:2407.13873, section 4.7, which masks 0.4 of the image): all pixels of the model's output, also the
+  visible ones, for which it was never trained, against the normalised image. The data range is that of all normalised
+  pixels there can be (4.76 with ImageNet's mean and std). torchmetrics, which gave the paper's numbers, takes
+  the range from the targets of the whole data set (PSNR: this range, as soon as they hold black and white) or of a
+  batch (SSIM: at most this range, if the outputs stay in it).
+- `masked_*`: images in [0, 1]; the output, clipped to that range, fills the masked pixels of the original. PSNR of the
+  masked pixels; SSIM is the mean of the SSIM map over the masked pixels, the visible ones being context.
+- `baseline_*`: like `masked_*`, with the mean colour of an image's visible pixels as its reconstruction. A model that
+  does not beat it has learnt nothing of use here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
+
+from ..errors import InputError
+from ..modeling_kamim import KamimForMaskedImageModeling
+
+PAPER_MASK_RATIO = 0.4
+MAX_PSNR = 100.0  # dB; an error of 1e-5 of the data range. Rounding to 8 bits alone leaves 59 dB.
+
+
+@torch.no_grad()
+def score_reconstructions(
+    model: KamimForMaskedImageModeling,
+    batches: Iterable[dict[str, Any]],
+    mean: Sequence[float],
+    std: Sequence[float],
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
+) -> dict[str, Any]:
+    """Scores of a model over a data set; only the scores of a batch are kept.
+
+    Args:
+        model: put into evaluation mode.
+        batches: of `MaskedImageTrainer._prepare_inputs`: pixel_values, normalised, and bool_masked_pos.
+        mean, std: of the normalisation, for each channel.
+        gather: from the `(batch_size, scores)` of this process to those of all, `accelerator.gather_for_metrics`.
+
+    Returns:
+        What `summarise` returns.
+    """
+    model.eval()
+    names: list[str] = []
+    parts = []
+    for batch in batches:
+        pixel_values, mask = batch["pixel_values"], batch["bool_masked_pos"]
+        reconstruction = model(pixel_values=pixel_values, bool_masked_pos=mask).reconstruction
+        scores = score_images(reconstruction, pixel_values, mask, mean, std)
+        names = list(scores)
+        rows = torch.tensor(np.stack(list(scores.values()), axis=1), dtype=torch.float32, device=pixel_values.device)
+        parts.append(gather(rows).cpu())
+    if not parts:
+        raise InputError("there are no images to score reconstructions on")
+    return summarise(dict(zip(names, torch.cat(parts).double().numpy().T, strict=True)))
+
+
+def summarise(scores: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Means over images, ready for JSON.
+
+    Args:
+        scores: of `score_images`, `(num_images,)` each.
+
+    Returns:
+        `num_images`, and for each score `{"mean", "standard_error"}`, the latter None for a single image. Also
+        `paper_psnr_pooled`, the PSNR of the mean squared error over all images: what torchmetrics calls PSNR, and so
+        the figure to hold beside the paper's. The mean of the images' own PSNR, `paper_psnr`, is the larger of the two.
+    """
+    num_images = len(scores["paper_mse"])
+    means = {name: _mean(values) for name, values in scores.items() if name != "paper_mse"}
+    return {"num_images": num_images, "paper_psnr_pooled": _pooled_psnr(**_mean(scores["paper_mse"])), **means}
+
+
+def score_images(
+    reconstruction: torch.Tensor,
+    pixel_values: torch.Tensor,
+    bool_masked_pos: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Scores of every image of a batch.
+
+    Args:
+        reconstruction: `(batch_size, channels, height, width)`, a model's output.
+        pixel_values: like `reconstruction`, normalised.
+        bool_masked_pos: `(batch_size, num_patches)`, True where masked.
+        mean, std: of the normalisation, for each channel.
+
+    Returns:
+        `paper_mse`, `paper_psnr`, `paper_ssim`, `masked_psnr`, `masked_ssim`, `baseline_psnr`, `baseline_ssim`, each
+        `(batch_size,)` float64. PSNR in dB, at most `MAX_PSNR`; SSIM in [-1, 1]; `paper_mse` in units of the data
+        range squared.
+
+    Raises:
+        InputError: if an image is masked wholly or not at all.
+    """
+    masks = pixel_mask(bool_masked_pos, *pixel_values.shape[2:]).cpu().numpy()
+    if (masks.all(axis=(1, 2)) | ~masks.any(axis=(1, 2))).any():
+        raise InputError("an image is masked wholly or not at all; choose another mask_ratio or mask_patch_size")
+    targets, outputs = (images.detach().double().cpu().numpy() for images in (pixel_values, reconstruction))
+    data_range = normalised_range(mean, std)
+    rows = [
+        {
+            **paper_scores(target / data_range, output / data_range),
+            **masked_scores(_unnormalise(target, mean, std), _unnormalise(output, mean, std), mask),
+        }
+        for target, output, mask in zip(targets, outputs, masks, strict=True)
+    ]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def paper_scores(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
+    """Squared error, PSNR and SSIM over all pixels of an image.
+
+    scikit-image leaves the outermost 5 px out of the mean of SSIM, where its window reaches over the edge.
+
+    Args:
+        target: `(channels, height, width)`, float, in units of the data range.
+        output: like `target`.
+    """
+    return {
+        "paper_mse": float(mean_squared_error(target, output)),
+        "paper_psnr": _psnr(target, output),
+        "paper_ssim": float(_ssim(target, output)[0]),
+    }
+
+
+def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """PSNR and SSIM over the masked pixels of an image, of a reconstruction and of the visible pixels' mean.
+
+    Args:
+        original: `(channels, height, width)`, float, in [0, 1].
+        filled: like `original`; read where masked.
+        mask: `(height, width)`, bool, True where masked; neither all True nor all False.
+    """
+    mean_colour = original[:, ~mask].mean(axis=1)[:, None, None]
+    scores = {}
+    for name, filling in (("masked", filled), ("baseline", mean_colour)):
+        pasted = np.where(mask, filling, original)
+        scores[f"{name}_psnr"] = _psnr(original[:, mask], pasted[:, mask])
+        scores[f"{name}_ssim"] = float(_ssim(original, pasted)[1][:, mask].mean())
+    return scores
+
+
+def pixel_mask(bool_masked_pos: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`(batch_size, height, width)` bool mask of pixels for a square `(batch_size, num_patches)` mask of patches."""
+    side = math.isqrt(bool_masked_pos.shape[1])
+    patches = bool_masked_pos.bool().unflatten(1, (side, side))
+    return patches.repeat_interleave(height // side, 1).repeat_interleave(width // side, 2)
+
+
+def normalised_range(mean: Sequence[float], std: Sequence[float]) -> float:
+    """Largest minus smallest value that pixels in [0, 1] can take when they are normalised."""
+    low, high = -np.asarray(mean) / std, (1 - np.asarray(mean)) / std
+    return float(high.max() - low.min())
+
+
+def _unnormalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    return (image * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))).clip(0, 1)
+
+
+def _psnr(target: np.ndarray, output: np.ndarray) -> float:
+    with np.errstate(divide="ignore"):  # infinite for equal images
+        return min(float(peak_signal_noise_ratio(target, output, data_range=1.0)), MAX_PSNR)
+
+
+def _ssim(target: np.ndarray, output: np.ndarray) -> tuple[float, np.ndarray]:
+    """SSIM of two images `(channels, height, width)` of data range 1, and its map, of their shape."""
+    return structural_similarity(
+        target,
+        output,
+        data_range=1.0,
+        channel_axis=0,
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        full=True,
+    )
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    error = float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+    return {"mean": float(values.mean()), "standard_error": error}
+
+
+def _pooled_psnr(mean: float, standard_error: float | None) -> dict[str, Any]:
+    """PSNR of a mean squared error; its standard error to first order in that of the squared error."""
+    mean = max(mean, 10 ** (-MAX_PSNR / 10))
+    error = None if standard_error is None else 10 / math.log(10) * standard_error / mean
+    return {"mean": -10 * math.log10(mean), "standard_error": error}

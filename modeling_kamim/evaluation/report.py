@@ -1,0 +1,697 @@
+"""Tables of all results below some folders, as Markdown and LaTeX, also in the layouts of the paper's tables."""
+
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .features import PROBED_BLOCK
+from .results import AVERAGED, MEASURED, result_rows, summarise_seeds
+
+logger = logging.getLogger(__name__)
+
+MISSING = "–"
+PROTOCOLS = {
+    "paper": "linear probe (paper)",
+    "paper_layernorm": "linear probe (paper, LayerNorm)",
+    "mae": "linear probe (MAE)",
+    "cached": "linear probe (cached)",
+    "knn": "k-NN",
+    "finetune": "fine-tuning",
+}
+# In the layouts of the paper's tables
+KINDS = {"paper": "LP", "paper_layernorm": "LP", "finetune": "FT", "cached": "cached-LP"}
+NOT_SHOWN = {"provenance", "seed", "seeds", "num_seeds", "time", "device", "kamim", "versions", "model"}
+MAIN_COLUMNS = ("model", "method", "data", "protocol", "layer", "pooling", "top-1", "top-5", "seeds", "images")
+NUM_DIFFERENCES = 3  # that are named for results that look the same
+LEGEND = (
+    "Top-1 and top-5 in percent. In brackets: bootstrap 95% interval over validation images; behind ±: standard "
+    "deviation over seeds. Bold: best top-1 on the same images by the same protocol and layer. Images: training / "
+    "validation."
+)
+LAYOUT_LEGEND = (
+    "LP: the paper's linear probe of its layer (ViT: block 8; Swin: last stage); cached-LP: the same layer, probed on "
+    "features computed once; FT: fine-tuned. Several figures in one cell: results that differ in a setting that only "
+    "the first table shows. Columns titled (paper) repeat the figures of arXiv:2407.13873 where data, pretraining "
+    "data, model and image size are the paper's; they were not measured here."
+)
+
+# type, width x depth / patch size
+ARCHITECTURES = {
+    "vit 192x12/16": "ViT-T",
+    "vit 384x12/16": "ViT-S",
+    "vit 768x12/16": "ViT-B",
+    "swin 768x12/4": "Swin-T",
+    "swin 1024x24/4": "Swin-B",
+}
+PAPER_KAMIM = {
+    "weighting": "keypoint",
+    "weight_patch_size": 8,
+    "temperature": 0.25,
+    "weight_norm": "none",
+    "keypoint_detector": "fast",
+    "keypoint_detector_args": None,
+    "keypoint_footprint": "circle",
+    "mask_patch_size": 32,
+    "mask_ratio": 0.6,
+}
+PAPER_IMAGE_SIZE = 192
+PAPER_MODEL = "ViT-B"  # of Tables 2 to 5
+PAPER_DATA = "ImageNet-1k"  # of Tables 1, 2, 4 and 5
+# Names (letters and digits of the last part); classes, training and validation images
+PAPER_DATA_SETS: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
+    "ImageNet-1k": (("imagenet1k", "imagenet", "ilsvrc2012", "in1k"), (1000, 1_281_167, 50_000)),
+    "iNaturalist 2021": (("inat21", "inat2021", "inaturalist2021"), (10_000, 2_686_843, 100_000)),
+    "Places365": (("places365", "places365standard"), (365, 1_803_460, 36_500)),
+    "CIFAR-10": (("cifar10",), (10, 50_000, 10_000)),
+    "CIFAR-100": (("cifar100",), (100, 50_000, 10_000)),
+}
+TABLE_3_DATA = (*PAPER_DATA_SETS, "CIFAR-10 (ImageNet-1k PT)", "CIFAR-100 (ImageNet-1k PT)")
+TABLE_3_COLUMNS = tuple(f"{data} {kind}" for data in TABLE_3_DATA for kind in ("LP", "FT"))
+
+SIMMIM_ROW = ("SimMIM", "")
+NO_DETECTOR_ROW = ("none (SimMIM)",)
+
+Key = tuple[str, ...]
+Figures = dict[tuple[Key, str], float]
+
+
+def _figures(columns: Sequence[str], rows: dict[Key, Sequence[float]]) -> Figures:
+    return {(row, column): top1 for row, line in rows.items() for column, top1 in zip(columns, line, strict=True)}
+
+
+# Top-1 in percent, by the row and column labels of the tables below
+PAPER_TABLES: dict[int, Figures] = {
+    1: _figures(
+        ("SimMIM LP", "KAMIM LP", "SimMIM FT", "KAMIM FT"),
+        {
+            ("ViT-T",): (12.37, 13.75, 70.49, 70.41),
+            ("ViT-S",): (20.99, 22.68, 76.80, 77.02),
+            ("ViT-B",): (16.12, 33.97, 76.78, 77.30),
+            ("Swin-T",): (14.37, 14.53, 77.94, 78.12),
+            ("Swin-B",): (20.42, 18.16, 79.58, 80.02),
+        },
+    ),
+    2: _figures(
+        ("LP", "FT"),
+        {
+            ("8", "0.1"): (32.97, 77.59),
+            ("8", "0.25"): (33.97, 77.29),
+            ("8", "0.5"): (31.95, 77.11),
+            ("8", "1"): (23.93, 76.94),
+            ("16", "0.1"): (31.38, 77.43),
+            ("16", "0.25"): (33.05, 77.48),
+            ("16", "0.5"): (30.82, 77.06),
+            ("16", "1"): (29.51, 77.13),
+            ("32", "0.1"): (25.71, 77.09),
+            ("32", "0.25"): (31.73, 77.41),
+            ("32", "0.5"): (30.91, 77.41),
+            ("32", "1"): (25.73, 77.18),
+            SIMMIM_ROW: (16.12, 76.78),
+        },
+    ),
+    3: _figures(
+        TABLE_3_COLUMNS,
+        {
+            ("SimMIM",): (
+                *(16.12, 76.78, 6.92, 79.80, 26.04, 53.20),
+                *(62.83, 94.13, 37.46, 78.92, 61.65, 97.03, 36.49, 84.58),
+            ),
+            ("KAMIM",): (
+                *(33.97, 77.30, 17.60, 80.48, 40.47, 53.03),
+                *(59.01, 94.12, 35.67, 77.26, 72.63, 97.43, 51.77, 85.07),
+            ),
+        },
+    ),
+    4: _figures(
+        ("LP", "FT"),
+        {
+            NO_DETECTOR_ROW: (16.12, 76.78),
+            ("FAST",): (33.97, 77.29),
+            ("SIFT",): (31.31, 77.37),
+            ("ORB",): (32.36, 77.17),
+        },
+    ),
+    5: _figures(
+        ("SimMIM LP", "KAMIM LP"),
+        {("without LayerNorm",): (16.12, 33.97), ("with LayerNorm",): (20.51, 37.72)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Text of a table, without markup."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Args:
+        title: above the table, without markup.
+        header: titles of the columns.
+        rows: as many cells in each as there are columns.
+        num_labels: so many columns at the left hold words, the others figures.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    num_labels: int
+
+    def to_markdown(self) -> str:
+        rule = ["---"] * self.num_labels + ["---:"] * (len(self.header) - self.num_labels)
+        cells = [[f"**{_markdown(c.text)}**" if c.bold else _markdown(c.text) for c in row] for row in self.rows]
+        lines = ["| " + " | ".join(line) + " |" for line in (map(_markdown, self.header), rule, *cells)]
+        return "\n".join([f"## {_markdown(self.title)}", "", *lines, ""])
+
+    def to_latex(self) -> str:
+        columns = "l" * self.num_labels + "r" * (len(self.header) - self.num_labels)
+        cells = [[rf"\textbf{{{_latex(c.text)}}}" if c.bold else _latex(c.text) for c in row] for row in self.rows]
+        lines = ["    " + " & ".join(line) + r" \\" for line in (map(_latex, self.header), *cells)]
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"  \centering\footnotesize",
+                rf"  \caption{{{_latex(self.title)}}}",
+                rf"  \begin{{tabular}}{{{columns}}}",
+                r"    \toprule",
+                lines[0],
+                r"    \midrule",
+                *lines[1:],
+                r"    \bottomrule",
+                r"  \end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results, one row for each setting.
+
+    Args:
+        rows: of `summarise_seeds`, in the order of the first table.
+        tables: all results, then the layouts of the paper for which there are results.
+        notes: what a reader has to know, without markup.
+    """
+
+    rows: list[dict[str, Any]]
+    tables: list[Table]
+    notes: list[str]
+
+    def to_markdown(self) -> str:
+        return "\n".join(
+            ["# Results", "", *(f"{_markdown(n)}\n" for n in self.notes), *map(Table.to_markdown, self.tables)]
+        )
+
+    def to_latex(self) -> str:
+        comments = [r"% \usepackage{booktabs}", *(f"% {' '.join(note.split())}" for note in self.notes), ""]
+        return "\n".join([*comments, *map(Table.to_latex, self.tables)])
+
+
+def build_report(paths: Iterable[str | Path]) -> Report:
+    """Gather every results.json below some folders; files that are not this package's are left out with a warning.
+
+    Raises:
+        InputError: if a folder does not exist, or there are no results in any.
+    """
+    folders = [Path(path) for path in paths]
+    rows = [row for file in _find(folders) for row in read_rows(file)]
+    if not rows:
+        raise InputError(f"no results in {', '.join(map(str, folders))}; give folders with results.json of evaluations")
+    entries = sorted((Entry(row) for row in summarise_seeds(rows)), key=Entry.order)
+    layouts = [table for layout in LAYOUTS for table in layout.tables(entries)]
+    notes = [LEGEND, *([LAYOUT_LEGEND] if layouts else []), *_fingerprint_notes(entries)]
+    return Report([entry.row for entry in entries], [_main_table(entries), *layouts], notes)
+
+
+def write_report(report: Report, output_dir: Path) -> None:
+    """Write report.md and report.tex (tables for `\\input`; they need booktabs)."""
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
+
+
+def _find(paths: Iterable[Path]) -> list[Path]:
+    files: dict[Path, Path] = {}
+    for path in paths:
+        if not path.exists():
+            raise InputError(f"there is no folder {path}; give folders with results.json of evaluations")
+        found = [path] if path.is_file() else sorted(path.rglob("results.json"))
+        files.update({file.resolve(): file for file in found})
+    return list(files.values())
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json, without classes and confusion; what is no result is left out with a warning.
+
+    Scores of reconstructions are left out without one: they are results, but not of these tables.
+    """
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        rows = result_rows(results)
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s is left out, it is unreadable or no result: %s", file, error)
+        return []
+    rows = [row for row in rows if row.get("mode") != "reconstruction"]
+    kept = [row for row in rows if _is_result(row)]
+    if len(kept) < len(rows):
+        reason = "they need protocol, top1 in [0, 1] and provenance"
+        logger.warning("%s: %d of %d results are left out: %s", file, len(rows) - len(kept), len(rows), reason)
+    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in kept]
+
+
+def _is_result(row: dict[str, Any]) -> bool:
+    is_measured = all(row.get(name) is None or _is_number(row[name]) for name in AVERAGED)
+    is_described = isinstance(row.get("protocol"), str) and isinstance(row.get("provenance"), dict)
+    return is_measured and is_described and row.get("top1") is not None and 0 <= row["top1"] <= 1
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the tables show of a row of `summarise_seeds`."""
+
+    row: dict[str, Any]
+
+    def shown(self, name: str) -> str:
+        return _show(self.row.get(name))
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return self.row["provenance"]
+
+    @property
+    def kamim(self) -> dict[str, Any]:
+        return _mapping(self.origin.get("kamim"))
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        return _mapping(self.origin.get("model"))
+
+    @property
+    def architecture(self) -> str:
+        """As the paper names it, or type, width, depth and patch size."""
+        kind, *sizes = (_show(self.figures.get(key)) for key in ("model_type", "hidden_size", "depth", "patch_size"))
+        name = "{} {}x{}/{}".format(kind, *sizes)
+        return ARCHITECTURES.get(name, name)
+
+    @property
+    def parameters(self) -> str:
+        """Millions."""
+        parameters = self.figures.get("parameters")
+        return f"{parameters / 1e6:.1f}M" if parameters is not None and _is_number(parameters) else MISSING
+
+    @property
+    def model(self) -> str:
+        checkpoint = self.origin.get("checkpoint")
+        return f"random weights ({self.architecture})" if checkpoint is None else _show(checkpoint)
+
+    @property
+    def method(self) -> str:
+        weighting = self.kamim.get("weighting")
+        if weighting is None:
+            return "none" if self.origin.get("checkpoint") is None else MISSING
+        return {"none": "SimMIM", "keypoint": "KAMIM"}.get(_show(weighting), f"KAMIM-{_show(weighting)}")
+
+    @property
+    def detector(self) -> str:
+        return _show(self.kamim.get("keypoint_detector")).upper()
+
+    @property
+    def cell(self) -> Key:
+        """w_ps and T."""
+        return (_show(self.kamim.get("weight_patch_size")), _show(self.kamim.get("temperature")))
+
+    @property
+    def described_method(self) -> str:
+        if not self.method.startswith("KAMIM"):
+            return self.method
+        extras = [_show(self.kamim.get("keypoint_source"))]
+        extras += ["points"] * (self.kamim.get("keypoint_footprint") == "point")
+        extras += ["mean weight 1"] * (self.kamim.get("weight_norm") == "mean")
+        return f"{self.method} ({self.detector}, w_ps {self.cell[0]}, T {self.cell[1]}, {', '.join(extras)})"
+
+    @property
+    def deviations(self) -> set[str]:
+        """The settings of pretraining that are not the paper's; of SimMIM only those that it has."""
+        different = {key for key, value in PAPER_KAMIM.items() if _show(self.kamim.get(key)) != _show(value)}
+        return different & {"mask_patch_size", "mask_ratio"} if self.method == "SimMIM" else different
+
+    def suits(self, *free: str) -> bool:
+        """Whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
+        settings = self.deviations | ({"layer_norm"} if self.row.get("layer_norm") else set())
+        return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
+
+    @property
+    def kind(self) -> str | None:
+        """Of `KINDS`, where layer and pooling are the paper's."""
+        depth, protocol = self.figures.get("depth"), self.row["protocol"]
+        last = {"final", "last stage", _show(depth), MISSING}
+        reads_last = protocol == "finetune" or self.figures.get("model_type") == "swin"
+        reads_last |= isinstance(depth, int) and depth <= PROBED_BLOCK
+        is_papers = self.shown("layer") in (last if reads_last else {str(PROBED_BLOCK)})
+        return KINDS.get(protocol) if is_papers and self.shown("pooling") in ("mean", MISSING) else None
+
+    @property
+    def pooling(self) -> str:
+        return f"{self.shown('pooling')} + LayerNorm" if self.row.get("layer_norm") else self.shown("pooling")
+
+    @property
+    def images(self) -> str:
+        return f"{_count(self.row.get('num_train_images'))} / {_count(self.row.get('num_validation_images'))}"
+
+    @property
+    def paper_data(self) -> str | None:
+        """The paper's data set of which these are all the images."""
+        name = _paper_name(_show(self.origin.get("dataset")))
+        sizes = [self.row.get(key) for key in ("num_classes", "num_train_images", "num_validation_images")]
+        return name if name and sizes == list(PAPER_DATA_SETS[name][1]) else None
+
+    @property
+    def pretrained_on(self) -> str | None:
+        """Where it is known."""
+        name = self.kamim.get("dataset_name")
+        return None if name is None else _paper_name(_show(name)) or _show(name)
+
+    @property
+    def data(self) -> str:
+        """Data set, and that of pretraining where it is known to be another."""
+        name = _show(self.origin.get("dataset"))
+        other = self.pretrained_on not in (None, name, _paper_name(name))
+        return f"{self.paper_data or name} ({self.pretrained_on} PT)" if other else self.paper_data or name
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether data, pretraining data and image size are known to be ones of the paper's."""
+        is_papers_size = self.row.get("image_size") == PAPER_IMAGE_SIZE
+        return self.paper_data is not None and self.pretrained_on is not None and is_papers_size
+
+    @property
+    def top1(self) -> str:
+        """Percent, with the deviation where there are several seeds."""
+        deviation = self.row["top1_std"]
+        return _percent(self.row["top1"]) + (f" ± {_percent(deviation)}" if deviation is not None else "")
+
+    @property
+    def top1_with_interval(self) -> str:
+        interval = self.row.get("top1_interval")
+        if not (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))):
+            return self.top1
+        return f"{self.top1} [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+
+    @property
+    def top5(self) -> str:
+        top5, deviation = self.row["top5"], self.row["top5_std"]
+        return MISSING if top5 is None else _percent(top5) + (f" ± {_percent(deviation)}" if deviation else "")
+
+    @property
+    def seeds(self) -> str:
+        seeds = self.row["seeds"]
+        return ", ".join(map(_show, seeds)) if len(seeds) <= 5 else f"{len(seeds)} seeds"
+
+    @property
+    def labels(self) -> Key:
+        """What the first table shows of the settings."""
+        name, protocol = _show(self.origin.get("dataset")), _show(self.row["protocol"])
+        return (
+            self.model,
+            self.described_method,
+            name,
+            PROTOCOLS.get(protocol, protocol),
+            self.shown("layer"),
+            self.pooling,
+        )
+
+    @property
+    def contest(self) -> Key:
+        """Equal for results whose top-1 may be compared."""
+        return (*self.labels[2:5], self.images)
+
+    def order(self) -> tuple:
+        """Sorting key: of equal data, protocol and layer the best comes first."""
+        _, _, data, protocol, layer, _ = self.labels
+        known = list(PROTOCOLS.values())
+        rank = known.index(protocol) if protocol in known else len(known)
+        return (data, rank, protocol, _natural(layer), self.images, -self.row["top1"], self.labels)
+
+
+def _main_table(entries: Sequence[Entry]) -> Table:
+    contests = _grouped(entries, lambda entry: entry.contest)
+    best = {key: max(entry.row["top1"] for entry in group) for key, group in contests.items() if len(group) > 1}
+    alike = _grouped(entries, lambda entry: (*entry.labels, entry.images))
+    rows = []
+    for entry in entries:
+        model, method, data, protocol, *labels = entry.labels
+        difference = _difference(entry, alike[*entry.labels, entry.images])
+        protocol += f" ({difference})" if difference else ""
+        top1 = Cell(entry.top1_with_interval, bold=best.get(entry.contest) == entry.row["top1"])
+        others = (entry.top5, entry.seeds, entry.images)
+        rows.append([*map(Cell, (model, method, data, protocol, *labels)), top1, *map(Cell, others)])
+    return Table("All results", MAIN_COLUMNS, rows, num_labels=6)
+
+
+def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
+    """The first settings that tell an entry from others that look the same in the table."""
+    own, *others = (_flat_settings(other.row) for other in (entry, *alike))
+    keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
+    return "; ".join(f"{key} {own[key]}" for key in keys[:NUM_DIFFERENCES])
+
+
+def _flat_settings(row: Mapping[str, Any]) -> dict[str, str]:
+    """Every setting of a row and its provenance as text, those of the evaluation first."""
+    origin = row["provenance"]
+    settings = {**row, **_mapping(origin.get("kamim")), **origin, **_mapping(origin.get("versions"))}
+    measured = {*MEASURED, *(f"{name}_std" for name in AVERAGED)}
+    return {key: _show(value) for key, value in settings.items() if key not in NOT_SHOWN | measured}
+
+
+def _fingerprint_notes(entries: Sequence[Entry]) -> Iterator[str]:
+    for (name, images), group in _grouped(entries, lambda entry: (entry.labels[2], entry.images)).items():
+        fingerprints = {_show(entry.origin.get("validation_fingerprint")) for entry in group}
+        if len(fingerprints) > 1:
+            yield (
+                f"Results on {name} ({images} images) come from {len(fingerprints)} loadings of it with different "
+                "fingerprints; they may not be of the same images."
+            )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table of the paper as a form for other results.
+
+    Args:
+        number: of the paper's table.
+        corner: titles of the columns that label the rows.
+        title: of an entry; one table is made for each title.
+        place: row and column of an entry, None where it does not belong into the table.
+        is_worthwhile: whether rows and columns of this kind make a table.
+        is_papers: whether the paper's figures are about the entry's data and model.
+        row_order: sorting key of rows; without it they come as in the paper.
+        last_column: title and text, from an entry of the row.
+    """
+
+    number: int
+    corner: Key
+    title: Callable[[Entry], str]
+    place: Callable[[Entry], tuple[Key, str] | None]
+    is_worthwhile: Callable[[set[Key], set[str]], bool]
+    is_papers: Callable[[Entry], bool]
+    row_order: Callable[[Key], Any] | None = None
+    last_column: tuple[str, Callable[[Entry], str]] | None = None
+
+    def tables(self, entries: Iterable[Entry]) -> Iterator[Table]:
+        placed = [entry for entry in entries if self.place(entry) is not None]
+        for title, group in _grouped(placed, self.title).items():
+            cells = _grouped(group, self.place)
+            rows, columns = {row for row, _ in cells}, {column for _, column in cells}
+            if self.is_worthwhile(rows, columns):
+                yield self._table(title, cells, rows, columns)
+
+    def _table(self, title: str, cells: dict[tuple[Key, str], list[Entry]], rows: set[Key], columns: set[str]) -> Table:
+        paper = PAPER_TABLES[self.number]
+        papers = {
+            place: _percent(paper[place] / 100)
+            for place, entries in cells.items()
+            if place in paper and any(entry.is_comparable and self.is_papers(entry) for entry in entries)
+        }
+        texts = {place: " / ".join(entry.top1 for entry in entries) for place, entries in cells.items()}
+        header, lines = list(self.corner), {row: list(row) for row in _sorted(rows, paper, 0, self.row_order)}
+        for column in _sorted(columns, paper, 1):
+            shown = [(column, texts)]
+            if any(place[1] == column for place in papers):
+                shown.append((f"{column} (paper)", papers))
+            for name, figures in shown:
+                header.append(name)
+                for row, line in lines.items():
+                    line.append(figures.get((row, column), MISSING))
+        if self.last_column:
+            header.append(self.last_column[0])
+            for (row, _), entries in cells.items():
+                lines[row][len(header) - 1 :] = [self.last_column[1](entries[0])]
+        title = f"{title}, in the layout of the paper's Table {self.number}"
+        return Table(title, header, [list(map(Cell, line)) for line in lines.values()], len(self.corner))
+
+
+def _sorted(labels: Iterable[Any], paper: Figures, part: int, order: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Rows (part 0) or columns (1) in the given order or the paper's, others behind."""
+    known = list(dict.fromkeys(place[part] for place in paper))
+    return sorted(labels, key=order or (lambda label: (known.index(label) if label in known else len(known), label)))
+
+
+def _place_pair(entry: Entry) -> tuple[Key, str] | None:
+    return ((entry.architecture,), f"{entry.method} {entry.kind}") if entry.suits() else None
+
+
+def _place_cell(entry: Entry) -> tuple[Key, str] | None:
+    row = SIMMIM_ROW if entry.method == "SimMIM" else entry.cell
+    return (row, str(entry.kind)) if entry.suits("weight_patch_size", "temperature") else None
+
+
+def _place_data(entry: Entry) -> tuple[Key, str] | None:
+    return ((entry.method,), f"{entry.data} {entry.kind}") if entry.suits() else None
+
+
+def _place_detector(entry: Entry) -> tuple[Key, str] | None:
+    row = NO_DETECTOR_ROW if entry.method == "SimMIM" else (entry.detector,)
+    return (row, str(entry.kind)) if entry.suits("keypoint_detector") else None
+
+
+def _place_layer_norm(entry: Entry) -> tuple[Key, str] | None:
+    row = ("with LayerNorm",) if entry.row.get("layer_norm") else ("without LayerNorm",)
+    return (row, f"{entry.method} LP") if entry.kind == "LP" and entry.suits("layer_norm") else None
+
+
+def _title(entry: Entry) -> str:
+    return f"{entry.architecture} on {entry.data} at {entry.shown('image_size')} px"
+
+
+def _is_papers(entry: Entry) -> bool:
+    return entry.architecture == PAPER_MODEL and entry.data == PAPER_DATA
+
+
+LAYOUTS = (
+    Layout(
+        number=1,
+        corner=("model",),
+        title=lambda entry: f"{entry.data} at {entry.shown('image_size')} px",
+        place=_place_pair,
+        is_worthwhile=lambda rows, columns: True,
+        is_papers=lambda entry: entry.data == PAPER_DATA,
+        last_column=("parameters", lambda entry: entry.parameters),
+    ),
+    Layout(
+        number=2,
+        corner=("w_ps", "T"),
+        title=_title,
+        place=_place_cell,
+        is_worthwhile=lambda rows, columns: len(rows - {SIMMIM_ROW}) > 1,
+        is_papers=_is_papers,
+        row_order=lambda row: [_natural(label) for label in row],
+    ),
+    Layout(
+        number=3,
+        corner=("method",),
+        title=lambda entry: f"{entry.architecture} at {entry.shown('image_size')} px",
+        place=_place_data,
+        is_worthwhile=lambda rows, columns: len({column.rsplit(maxsplit=1)[0] for column in columns}) > 1,
+        is_papers=lambda entry: entry.architecture == PAPER_MODEL,
+    ),
+    Layout(
+        number=4,
+        corner=("detector",),
+        title=_title,
+        place=_place_detector,
+        is_worthwhile=lambda rows, columns: len(rows - {NO_DETECTOR_ROW}) > 1,
+        is_papers=_is_papers,
+    ),
+    Layout(
+        number=5,
+        corner=("",),
+        title=_title,
+        place=_place_layer_norm,
+        is_worthwhile=lambda rows, columns: ("with LayerNorm",) in rows,
+        is_papers=_is_papers,
+    ),
+)
+
+
+def _grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> dict[Any, list[Entry]]:
+    groups = defaultdict(list)
+    for entry in entries:
+        groups[key(entry)].append(entry)
+    return dict(groups)
+
+
+def _paper_name(name: str) -> str | None:
+    """The paper's name of a data set with this public name."""
+    plain = re.sub(r"[^a-z0-9]", "", re.split(r"[/:]", name)[-1].lower())
+    return next((paper for paper, (names, _) in PAPER_DATA_SETS.items() if plain in names), None)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = " ".join(value.split()) if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text[:8] if re.fullmatch(r"[0-9a-f]{40,}", text) else text or MISSING
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else _show(value)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f}"
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    """Numbers by size, then words."""
+    is_number = re.fullmatch(r"\d+(\.\d+)?", text)
+    return (0, float(text), text) if is_number else (1, 0.0, text)
+
+
+def _markdown(text: str) -> str:
+    escaped = re.sub(r"([\\`*_|~]|\](?=\())", r"\\\1", " ".join(text.split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
+
+
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        MISSING: "--",
+        # behind the end of a line they would belong to it
+        "[": "{[}",
+        "*": "{*}",
+    }
+)
+
+
+def _latex(text: str) -> str:
+    return " ".join(text.split()).translate(_LATEX)

@@ -1,0 +1,259 @@
+"""results.json: what an evaluation measured, and where its figures come from.
+
+A result is one flat dictionary; None where a field does not apply:
+
+- protocol ("paper", "cached", "knn", "finetune", ...), mode, layer, pooling, layer_norm, augmentation, optimizer,
+  learning_rate, seed: what was done
+- num_train_images, num_validation_images, num_classes, image_size: on what
+- top1, top5, top1_interval, loss, per_class, confusion, wall_time (seconds), chosen_learning_rate: what came out;
+  accuracies in [0, 1]
+- provenance: what `provenance` gives
+- rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what a row leaves out is
+  that of the whole
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import torch
+import transformers
+from huggingface_hub import try_to_load_from_cache
+from transformers import AutoModel, PreTrainedConfig
+
+from .. import __version__
+
+MEASURED = frozenset(
+    ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
+)
+AVERAGED = ("top1", "top5", "loss")
+EMBEDDED_PHOTOGRAPHS = "embedded photographs"
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def provenance(
+    dataset_name: str | None,
+    train_images: datasets.Dataset | None,
+    validation_images: datasets.Dataset | None,
+    checkpoint: str | None,
+    config: PreTrainedConfig,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Where a result comes from; without paths, names of users or machines.
+
+    Args:
+        dataset_name: as given; None for the embedded photographs.
+        train_images, validation_images: as loaded, before anything is drawn from them: their fingerprints must not
+            depend on the seed.
+        checkpoint: as given, directory or Hub id; None for random weights.
+        config: of the whole encoder, not of a classifier that reads its first blocks.
+        device: of the evaluation.
+    """
+    return {
+        "dataset": EMBEDDED_PHOTOGRAPHS if dataset_name is None else public_name(dataset_name),
+        "train_fingerprint": getattr(train_images, "_fingerprint", None),
+        "validation_fingerprint": getattr(validation_images, "_fingerprint", None),
+        "checkpoint": None if checkpoint is None else public_name(checkpoint),
+        "checkpoint_sha256": None if checkpoint is None else weights_sha256(Path(checkpoint).expanduser()),
+        "checkpoint_commit": None if checkpoint is None else _hub_commit(checkpoint, config),
+        "model": model_figures(config),
+        "kamim": _public_settings(getattr(config, "kamim", None)),
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "datasets": datasets.__version__,
+            "opencv": cv2.__version__,
+            "modeling_kamim": __version__,
+            "python": platform.python_version(),
+        },
+        "git_commit": source_commit(Path(__file__).parents[1] / "__init__.py"),
+        "device": device_name(device),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def public_name(name: str) -> str:
+    """A Hub id as it is; of anything that is, or looks like, a local path "local:" and the last part of it."""
+    if re.fullmatch(r"local:[^/\\]*", name):
+        return name
+    path = os.path.abspath(os.path.expanduser(name))
+    if _HUB_ID.fullmatch(name) and not os.path.exists(path):
+        return name
+    *parents, folder = [part for part in re.split(r"[/\\]", path) if part] or [""]
+    is_home = path == os.path.expanduser("~") or parents in (["home"], ["Users"]) or folder.startswith("~")
+    return f"local:{'home' if is_home else folder}"
+
+
+def _public_settings(settings: Any) -> dict[str, Any] | None:
+    """KAMIM's settings of a checkpoint's config, the names of data sets and all paths made public."""
+    if not isinstance(settings, Mapping):
+        return None
+
+    def public(key: str, value: Any) -> Any:
+        is_path = isinstance(value, str) and (key == "dataset_name" or re.match(r"[/~\\]|\w:[/\\]", value))
+        return public_name(value) if is_path else value
+
+    return {key: public(key, value) for key, value in settings.items()}
+
+
+def weights_sha256(directory: Path) -> str | None:
+    """Hexadecimal SHA-256 of `model.safetensors` (of its parts in order, where it is in parts); None if not there."""
+    whole = directory / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(directory.glob("model-*-of-*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def _hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
+    commit = getattr(config, "_commit_hash", None)  # transformers set it up to some 5.x
+    if commit or os.path.isdir(os.path.expanduser(checkpoint)) or not _HUB_ID.fullmatch(checkpoint):
+        return commit
+    cached = try_to_load_from_cache(checkpoint, "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
+
+
+def model_figures(config: PreTrainedConfig) -> dict[str, Any]:
+    """`model_type, hidden_size, depth, patch_size, parameters` (of the encoder, without pooler); None if unknown."""
+    depths = getattr(config, "depths", None)
+    return {
+        "model_type": config.model_type,
+        "hidden_size": getattr(config, "hidden_size", None),
+        "depth": sum(depths) if depths else getattr(config, "num_hidden_layers", None),
+        "patch_size": getattr(config, "patch_size", None),
+        "parameters": _num_parameters(config),
+    }
+
+
+def _num_parameters(config: PreTrainedConfig) -> int | None:
+    try:
+        with torch.device("meta"):
+            model = AutoModel.from_config(config)
+    except Exception:  # whatever a foreign architecture raises must not end an evaluation
+        return None
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if not name.startswith("pooler."))
+
+
+def source_commit(file: Path) -> str | None:
+    """`git describe --always --dirty` of the checkout that tracks a file; None without git or outside a checkout."""
+    git = ["git", "--no-optional-locks", "-C", str(file.parent)]
+    try:
+        for arguments in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
+            done = subprocess.run([*git, *arguments], check=True, capture_output=True, text=True, timeout=30)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None
+
+
+def device_name(device: torch.device) -> str:
+    """Model of the GPU or of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        models = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+    except OSError:
+        models = []
+    return models[0].strip() if models else platform.processor() or platform.machine()
+
+
+def write_results(file: Path, results: Mapping[str, Any]) -> None:
+    """Write sorted, indented JSON, whole or not at all; NaN and infinities become null.
+
+    Args:
+        file: its folder is made.
+        results: a result; NumPy's and PyTorch's numbers and arrays are allowed.
+    """
+    text = _to_json(_plain(results)) + "\n"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _to_json(value: Any, indent: str = "\n") -> str:
+    """JSON whose lists of numbers are single lines: a row of a confusion matrix is one line."""
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        items = [f"{json.dumps(key)}: {_to_json(value[key], inner)}" for key in sorted(value)]
+        return "{" + inner + f",{inner}".join(items) + indent + "}"
+    if isinstance(value, list) and any(isinstance(item, dict | list) for item in value):
+        return "[" + inner + f",{inner}".join(_to_json(item, inner) for item in value) + indent + "]"
+    return json.dumps(value, allow_nan=False)
+
+
+def result_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a result, each with what it shares with the others; a result without rows is one row."""
+    shared = {key: value for key, value in results.items() if key != "rows"}
+    return [{**shared, **row} for row in results.get("rows") or [{}]]
+
+
+def summarise_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row for all that differ only in their seed and in what was measured, in the order of their first.
+
+    top1, top5 and loss become means, beside their standard deviations (ddof=1) top1_std, top5_std and loss_std; None
+    where one of the values or, for the deviation, a second seed is missing. num_seeds and seeds are added. What cannot
+    be averaged (interval, classes, confusion) is left out for several seeds. Of a seed that was run again, unchanged,
+    the latest run counts: it is no second sample.
+    """
+    groups: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        group, seed = groups.setdefault(_settings(row), {}), json.dumps(row.get("seed"))
+        if seed not in group or _time(row) >= _time(group[seed]):
+            group[seed] = row
+    return [_summarise(list(group.values())) for group in groups.values()]
+
+
+def _origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("provenance") or {}
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    return str(_origin(row).get("time"))
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    origin = {key: value for key, value in _origin(row).items() if key not in ("time", "device")}
+    settings = {key: value for key, value in row.items() if key not in MEASURED and key != "seed"}
+    return json.dumps({**settings, "provenance": origin}, sort_keys=True, default=str)
+
+
+def _summarise(group: list[Mapping[str, Any]]) -> dict[str, Any]:
+    row = dict(group[0]) if len(group) == 1 else {k: v for k, v in group[0].items() if k not in MEASURED}
+    for name in AVERAGED:
+        values = [member[name] for member in group if member.get(name) is not None]
+        is_complete = len(values) == len(group)
+        row[name] = statistics.fmean(values) if is_complete else None
+        row[f"{name}_std"] = statistics.stdev(values) if is_complete and len(values) > 1 else None
+    row["num_seeds"], row["seeds"] = len(group), [member.get("seed") for member in group]
+    row["seed"] = row["seeds"][0] if len(group) == 1 else None
+    return row
