@@ -335,6 +335,8 @@ class ClassificationArguments:
             raise InputError(f"low_shot is {self.low_shot}; it is a share of the training images, in (0, 1]")
         if self.mode != "linear_probe" and self.protocol != "paper":
             raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay is {self.layer_decay}; it must be in (0, 1], where 1 is no decay")
         if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):
             raise InputError("layer_decay, ema_decay and drop_path are for --mode finetune")
         if self.augmentation == "auto":

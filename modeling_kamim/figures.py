@@ -1,15 +1,22 @@
 """Pictures of what a model does."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from textwrap import fill
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 matplotlib.use("agg")
 
+NAMED_CLASSES = 30
+# Distinct for the colour-blind (Okabe and Ito), without the yellow that white paper swallows
+LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLUMNS = ("original", "masked", "reconstruction", "weights")
 
 
@@ -96,3 +103,63 @@ def comparison_figure(
 def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.ndarray:
     channels_last = images.permute(0, 2, 3, 1).float().numpy()
     return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
+
+
+def confusion_figure(confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Heat map of where the images of each class go.
+
+    Every row sums to 1; the colours follow the square root, so that rare confusions show; the rows of classes without
+    images are sand-coloured.
+
+    Args:
+        confusion: `(num_classes, num_classes)`, images of the row's class that were taken for the column's.
+        class_names: written at the axes for at most 30 classes, else the axes show class numbers.
+    """
+    counts = np.asarray(confusion, float)
+    with np.errstate(invalid="ignore"):
+        shares = counts / counts.sum(axis=1, keepdims=True)
+    num_classes = len(shares)
+    is_named = num_classes <= NAMED_CLASSES
+    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
+    side = 2.0 + 0.24 * num_classes if is_named else min(12.0, max(7.0, num_classes / 90))  # inches
+    names_width = 0.08 * max(map(len, names)) if is_named else 0.5
+    figure = Figure(figsize=(side + names_width + 1.2, side + names_width), layout="constrained")
+    axis = figure.subplots()
+    colours = matplotlib.colormaps["Blues"].with_extremes(bad="#F5D9A8")
+    shown = axis.imshow(np.ma.masked_invalid(shares), cmap=colours, norm=PowerNorm(0.5, 0.0, 1.0))
+    if is_named:
+        axis.set_xticks(range(num_classes), names, rotation=90)
+        axis.set_yticks(range(num_classes), names)
+    else:
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_locator(MaxNLocator(8, integer=True))
+    axis.set(xlabel="predicted class", ylabel="class")
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the class's images", format=PercentFormatter(1.0))
+    return figure
+
+
+def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], chance: float) -> Figure:
+    """Accuracy by layer, a line for each model or protocol, and chance.
+
+    Args:
+        series: from a name to layers and their accuracies in [0, 1]; layers of equal name share a place.
+        chance: accuracy of guessing, in [0, 1].
+    """
+    names = list(dict.fromkeys(str(layer) for layers, _ in series.values() for layer in layers))
+    # Numbers in order, then names as they come: encoders of different depth end in the same "final".
+    names.sort(key=lambda name: (0, int(name)) if name.isdecimal() else (1, 0))
+    place = {name: index for index, name in enumerate(names)}
+    figure = Figure(figsize=(3.5 + 0.36 * len(names), 4.0), layout="constrained")
+    axis = figure.subplots()
+    styles = zip(cycle(LINE_COLOURS), cycle(MARKERS), strict=False)
+    for (name, (layers, accuracies)), (colour, marker) in zip(series.items(), styles, strict=False):
+        places = [place[str(layer)] for layer in layers]
+        axis.plot(places, accuracies, color=colour, marker=marker, markersize=5, label=fill(name, 28))
+    axis.axhline(chance, color="0.35", linestyle="--", linewidth=1, label="chance")
+    axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 5 else 0)
+    axis.set(xlabel="layer", ylabel="top-1 accuracy")
+    axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axis.grid(axis="y", color="0.9")
+    figure.legend(loc="outside right upper", frameon=False)
+    return figure

@@ -6,21 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modeling_kamim.arguments import (
-    ClassificationArguments,
-    DataArguments,
-    KamimArguments,
-    PretrainingArguments,
-    ProbingArguments,
-    parse,
-    read_yaml,
-)
+from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
+from modeling_kamim.arguments import PRETRAINING_ARGUMENTS as PRETRAINING
+from modeling_kamim.arguments import SCRIPT_ARGUMENTS, parse, read_yaml
 from modeling_kamim.errors import InputError
-from modeling_kamim.sweep import SCRIPT_ARGUMENTS, SweepArguments, command_lines, main
+from modeling_kamim.sweep import SweepArguments, command_lines, main
 
 ROOT = Path(__file__).parent.parent
-PRETRAINING = (DataArguments, KamimArguments, PretrainingArguments)
-CLASSIFICATION = (DataArguments, ClassificationArguments, ProbingArguments)
+FOLDERS = ("quickstart", "pretrain", "linear_probe", "finetune", "finetune/strong", "evaluation")
 ARCHITECTURES = ("vit_tiny", "vit_small", "vit_base", "swin_tiny", "swin_base")
 OTHER_DATA = ("cifar10", "cifar100", "inat21", "places365")
 
@@ -69,7 +62,13 @@ def types_of(file):
 
 
 def parse_file(file, *argv):
-    return parse(types_of(file), [str(file), "--use_cpu", *argv])
+    return parse_arguments(types_of(file), [str(file), *argv])
+
+
+def parse_arguments(types, argv):
+    """Those of the data, of the model and of the training."""
+    data_args, model_args, *_, training_args = parse(types, [*argv, "--use_cpu"])
+    return data_args, model_args, training_args
 
 
 def values(arguments, keys):
@@ -97,7 +96,7 @@ def header_of(file):
 # Every file
 
 
-@pytest.mark.parametrize("file", configs("quickstart", "pretrain", "linear_probe", "finetune"))
+@pytest.mark.parametrize("file", configs(*FOLDERS))
 def test_config_parses_and_writes_nothing(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, training_args = parse_file(file)
@@ -105,7 +104,7 @@ def test_config_parses_and_writes_nothing(file, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("file", configs("pretrain", "linear_probe", "finetune"))
+@pytest.mark.parametrize("file", configs("pretrain", "linear_probe", "finetune", "finetune/strong"))
 def test_batch_of_2048_is_accumulated(file):
     _, _, training_args = parse_file(file)
     assert training_args.per_device_train_batch_size == 256
@@ -128,7 +127,7 @@ def test_file_name_tells_what_is_in_the_file(file):
         assert (model_args.mode, method) == (file.parent.name, None)
 
 
-@pytest.mark.parametrize("file", configs("quickstart", "pretrain", "linear_probe", "finetune", "sweeps"))
+@pytest.mark.parametrize("file", configs(*FOLDERS, "sweeps"))
 def test_header_has_a_command_that_runs_this_file(file):
     header = header_of(file)
     path = file.relative_to(ROOT).as_posix()
@@ -177,11 +176,11 @@ def test_classification_recipe(file):
 
 
 def test_script_defaults_carry_the_recipe():
-    _, kamim_args, training_args = parse(PRETRAINING, ["--use_cpu"])
+    _, kamim_args, training_args = parse_arguments(PRETRAINING, [])
     assert_recipe(training_args, PRETRAINING_RECIPE)
     assert values(kamim_args, OBJECTIVE) == OBJECTIVE
     assert (kamim_args.model_type, kamim_args.model_size, kamim_args.method) == ("vit", "base", "kamim")
-    _, class_args, training_args = parse(CLASSIFICATION, ["--use_cpu"])
+    _, class_args, training_args = parse_arguments(CLASSIFICATION, [])
     assert_recipe(training_args, PROBING_RECIPE)
     assert (class_args.augmentation, class_args.layer_norm) == ("paper", False)
 
@@ -190,7 +189,7 @@ def test_every_architecture_and_data_set_is_there():
     names = [f"{architecture}__in1k__192__100ep" for architecture in ARCHITECTURES]
     names += [f"vit_base__{data}__192__100ep" for data in OTHER_DATA]
     for folder, prefixes in {"pretrain": ("kamim_", "simmim_"), "linear_probe": ("",), "finetune": ("",)}.items():
-        found = {file.stem for file in (ROOT / "configs" / folder).iterdir()}
+        found = {file.stem for file in (ROOT / "configs" / folder).glob("*.yaml")}
         assert found == {prefix + name for prefix in prefixes for name in names}
 
 
@@ -214,8 +213,8 @@ def test_command_line_wins_over_yaml(tmp_path, value):
     """Also where its value is the dataclass's default, which a merge by "differs from the default" would lose."""
     file = tmp_path / "config.yaml"
     file.write_text("temperature: 0.5\nlearning_rate: 1.0e-3\n")
-    _, kamim_args, training_args = parse(
-        PRETRAINING, [str(file), "--use_cpu", "--temperature", value, "--learning_rate", "8e-4"]
+    _, kamim_args, training_args = parse_arguments(
+        PRETRAINING, [str(file), "--temperature", value, "--learning_rate", "8e-4"]
     )
     assert kamim_args.temperature == float(value)
     assert training_args.learning_rate == 8e-4
@@ -277,7 +276,7 @@ def test_sweep_expands_to_commands_that_parse(name, points, steps, at_root):
         checkpoint = None
         for accelerate, launch, script, *argv in commands:
             assert (accelerate, launch) == ("accelerate", "launch")
-            _, model_args, training_args = parse(SCRIPT_ARGUMENTS[script], [*argv, "--use_cpu"])
+            _, model_args, training_args = parse_arguments(SCRIPT_ARGUMENTS[script], argv)
             if script == "run_mim.py":
                 checkpoint = training_args.output_dir
             elif checkpoint is not None:
@@ -295,7 +294,7 @@ def test_table2_is_the_paper_s_grid(at_root):
     grid = []
     for line in lines:
         _, script, *argv = shlex.split(line.split(" && ")[0])
-        _, kamim_args, training_args = parse(SCRIPT_ARGUMENTS[script], [*argv, "--use_cpu"])
+        _, kamim_args, training_args = parse_arguments(SCRIPT_ARGUMENTS[script], argv)
         grid.append((kamim_args.weight_patch_size, kamim_args.temperature))
         assert kamim_args.keypoint_source == "online"
         assert training_args.output_dir.startswith("outputs/table2/weight_patch_size-")
@@ -315,7 +314,7 @@ def test_sweep_command_lines(tmp_path, at_root):
 def test_sweep_passes_every_kind_of_value(tmp_path, at_root):
     sweep = {"keypoint_detector_args": ['{"threshold": 20}'], "lr_scheduler_kwargs": [{"min_lr": 1e-6}], "bf16": [True]}
     _, script, *argv = shlex.split(expand(write_sweep(tmp_path, sweep=sweep))[0])
-    _, kamim_args, training_args = parse(SCRIPT_ARGUMENTS[script], [*argv, "--use_cpu"])
+    _, kamim_args, training_args = parse_arguments(SCRIPT_ARGUMENTS[script], argv)
     assert kamim_args.detector().parameters == {"threshold": 20}
     assert (training_args.lr_scheduler_kwargs, training_args.bf16) == ({"min_lr": 1e-6}, True)
 

@@ -215,7 +215,13 @@ class Samples(torch.utils.data.Dataset):
 def build_trainer(config, output_dir, dataset, **kwargs):
     model = KamimForMaskedImageModeling.from_config(config)
     args = TrainingArguments(
-        str(output_dir), use_cpu=True, remove_unused_columns=False, disable_tqdm=True, report_to=[], save_strategy="no", **kwargs
+        str(output_dir),
+        use_cpu=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        report_to=[],
+        save_strategy="no",
+        **kwargs,
     )
     return MaskedImageTrainer(
         model=model,

@@ -28,6 +28,7 @@ PROTOCOLS = {
 KINDS = {"paper": "LP", "paper_layernorm": "LP", "finetune": "FT", "cached": "cached-LP"}
 NOT_SHOWN = {"provenance", "seed", "seeds", "num_seeds", "time", "device", "kamim", "versions", "model"}
 MAIN_COLUMNS = ("model", "method", "data", "protocol", "layer", "pooling", "top-1", "top-5", "seeds", "images")
+WIDE = 9  # columns that a page of LaTeX does not hold at full size
 NUM_DIFFERENCES = 3  # that are named for results that look the same
 LEGEND = (
     "Top-1 and top-5 in percent. In brackets: bootstrap 95% interval over validation images; behind ±: standard "
@@ -177,23 +178,13 @@ class Table:
     def to_latex(self) -> str:
         columns = "l" * self.num_labels + "r" * (len(self.header) - self.num_labels)
         cells = [[rf"\textbf{{{_latex(c.text)}}}" if c.bold else _latex(c.text) for c in row] for row in self.rows]
-        lines = ["    " + " & ".join(line) + r" \\" for line in (map(_latex, self.header), *cells)]
-        return "\n".join(
-            [
-                r"\begin{table}",
-                r"  \centering\footnotesize",
-                rf"  \caption{{{_latex(self.title)}}}",
-                rf"  \begin{{tabular}}{{{columns}}}",
-                r"    \toprule",
-                lines[0],
-                r"    \midrule",
-                *lines[1:],
-                r"    \bottomrule",
-                r"  \end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
+        header, *lines = (" & ".join(line) + r" \\" for line in (map(_latex, self.header), *cells))
+        body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *lines, r"\bottomrule"]
+        body.append(r"\end{tabular}")
+        if len(self.header) >= WIDE:
+            body = [r"\resizebox{\linewidth}{!}{%", *body, "}"]
+        caption = rf"\caption{{{_latex(self.title)}}}"
+        return "\n".join([r"\begin{table}", r"\centering\footnotesize", caption, *body, r"\end{table}", ""])
 
 
 @dataclass(frozen=True)
@@ -216,7 +207,7 @@ class Report:
         )
 
     def to_latex(self) -> str:
-        comments = [r"% \usepackage{booktabs}", *(f"% {' '.join(note.split())}" for note in self.notes), ""]
+        comments = [r"% \usepackage{booktabs,graphicx}", *(f"% {' '.join(note.split())}" for note in self.notes), ""]
         return "\n".join([*comments, *map(Table.to_latex, self.tables)])
 
 
@@ -237,7 +228,7 @@ def build_report(paths: Iterable[str | Path]) -> Report:
 
 
 def write_report(report: Report, output_dir: Path) -> None:
-    """Write report.md and report.tex (tables for `\\input`; they need booktabs)."""
+    """Write report.md and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
@@ -404,8 +395,7 @@ class Entry:
     @property
     def top1(self) -> str:
         """Percent, with the deviation where there are several seeds."""
-        deviation = self.row["top1_std"]
-        return _percent(self.row["top1"]) + (f" ± {_percent(deviation)}" if deviation is not None else "")
+        return _percent(self.row["top1"], self.row["top1_std"])
 
     @property
     def top1_with_interval(self) -> str:
@@ -416,8 +406,7 @@ class Entry:
 
     @property
     def top5(self) -> str:
-        top5, deviation = self.row["top5"], self.row["top5_std"]
-        return MISSING if top5 is None else _percent(top5) + (f" ± {_percent(deviation)}" if deviation else "")
+        return _percent(self.row["top5"], self.row["top5_std"])
 
     @property
     def seeds(self) -> str:
@@ -427,15 +416,9 @@ class Entry:
     @property
     def labels(self) -> Key:
         """What the first table shows of the settings."""
-        name, protocol = _show(self.origin.get("dataset")), _show(self.row["protocol"])
-        return (
-            self.model,
-            self.described_method,
-            name,
-            PROTOCOLS.get(protocol, protocol),
-            self.shown("layer"),
-            self.pooling,
-        )
+        data, protocol = _show(self.origin.get("dataset")), self.shown("protocol")
+        protocol = PROTOCOLS.get(protocol, protocol)
+        return (self.model, self.described_method, data, protocol, self.shown("layer"), self.pooling)
 
     @property
     def contest(self) -> Key:
@@ -458,7 +441,7 @@ def _main_table(entries: Sequence[Entry]) -> Table:
     for entry in entries:
         model, method, data, protocol, *labels = entry.labels
         difference = _difference(entry, alike[*entry.labels, entry.images])
-        protocol += f" ({difference})" if difference else ""
+        protocol += f"; {difference}" if difference else ""
         top1 = Cell(entry.top1_with_interval, bold=best.get(entry.contest) == entry.row["top1"])
         others = (entry.top5, entry.seeds, entry.images)
         rows.append([*map(Cell, (model, method, data, protocol, *labels)), top1, *map(Cell, others)])
@@ -660,8 +643,10 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else _show(value)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
+def _percent(share: float | None, deviation: float | None = None) -> str:
+    if share is None:
+        return MISSING
+    return f"{100 * share:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def _natural(text: str) -> tuple[int, float, str]:

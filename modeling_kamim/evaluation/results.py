@@ -39,7 +39,7 @@ MEASURED = frozenset(
 )
 AVERAGED = ("top1", "top5", "loss")
 EMBEDDED_PHOTOGRAPHS = "embedded photographs"
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def provenance(
