@@ -53,6 +53,7 @@ from modeling_kamim.evaluation.report import build_report, write_report
 from modeling_kamim.evaluation.results import provenance, public_name, summarise_seeds, write_results
 from modeling_kamim.figures import comparison_figure, confusion_figure, depth_figure
 from modeling_kamim.map_steps import prepare_images
+from modeling_kamim.modeling_kamim import quiet_loading
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer, MaskedImageTrainer, find_checkpoint
 from modeling_kamim.transforms import MaskedImageTransform
@@ -98,6 +99,7 @@ class Evaluation:
                 class_args.pooling,
             )
             self.encoder_config, self.image_size = self.backbone.model.config, self.backbone.image_size
+            self.backbone.default_layer(class_args.layer)
         else:
             self.encoder_config = encoder_config(class_args)
             self.config, self.image_size = classifier_config(class_args), self.encoder_config.image_size
@@ -320,7 +322,8 @@ def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
         InputError: if it cannot be loaded, or holds an encoder alone.
     """
     try:
-        model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
+        with quiet_loading():
+            model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
     except OSError as error:
         raise InputError(f"cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
     if info["missing_keys"]:

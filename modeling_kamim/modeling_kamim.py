@@ -5,6 +5,8 @@ key of the config, and `AutoModel.from_pretrained` needs nothing of this package
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import MaskedImageModelingOutput
 from transformers.utils import can_return_tuple
+from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .losses import masked_l1
@@ -164,6 +167,17 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
         config = SwinConfig(patch_size=4, encoder_stride=32, window_size=max(1, image_size // 32), **settings)
     check_image_size(config)
     return config
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Load a checkpoint without transformers' report of missing and unexpected weights."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def check_image_size(config: ViTConfig | SwinConfig) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
 import run_classification
 import run_mim
@@ -121,3 +121,98 @@ def test_a_checkpoint_of_another_size_is_refused(monkeypatch, tmp_path, checkpoi
     with pytest.raises(InputError, match="image_size is 64"):
         arguments = ["--model_name_or_path", str(checkpoint), "--image_size", "64"]
         run(run_classification, monkeypatch, tmp_path / "out", *arguments)
+
+
+def test_cached_probes_of_every_layer_and_seed_are_rows(monkeypatch, tmp_path, checkpoint):
+    sizes = ["--protocol", "cached", "--probe_layers", "all", "--seeds", "0", "1", "--low_shot", "0.02"]
+    output = run(run_classification, monkeypatch, tmp_path, "--model_name_or_path", str(checkpoint), *sizes)
+    results = json.loads((output / "results.json").read_text())
+    layers = [*map(str, range(1, 13)), "final"] if "vit" in checkpoint.name else ["1", "2", "3", "4", "final"]
+    for protocol in ("cached", "knn"):
+        for seed in (0, 1):
+            rows = [row for row in results["rows"] if (row["protocol"], row["seed"]) == (protocol, seed)]
+            assert [row["layer"] for row in rows] == layers
+            assert all(0 <= row["top1"] <= row["top5"] <= 1 and row["num_train_images"] == 15 for row in rows)
+    assert results["provenance"]["checkpoint"] == f"local:{checkpoint.name}"
+    assert len(results["provenance"]["checkpoint_sha256"]) == 64
+    assert str(tmp_path.parent) not in (output / "results.json").read_text()
+    assert (output / "depth.png").exists() and (output / "confusion.png").exists()
+
+    report = run(run_classification, monkeypatch, tmp_path / "report", "--report", str(output))
+    assert "k-NN" in (report / "report.md").read_text()
+    assert r"\toprule" in (report / "report.tex").read_text()
+
+
+def test_the_cached_probe_of_one_layer_reads_the_papers_block(monkeypatch, tmp_path, checkpoint):
+    settings = ["--protocol", "cached", "--model_name_or_path", str(checkpoint)]
+    output = run(run_classification, monkeypatch, tmp_path, *settings)
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert [(row["protocol"], row["layer"]) for row in rows] == [
+        (protocol, "8" if "vit" in checkpoint.name else "final") for protocol in ("cached", "knn")
+    ]
+
+
+def test_reconstructions_are_scored_and_drawn(monkeypatch, tmp_path, checkpoint):
+    models = ["--model_name_or_path", str(checkpoint), "--compare_with", str(checkpoint), "--max_eval_samples", "6"]
+    output = run(run_classification, monkeypatch, tmp_path, "--mode", "reconstruction", *models)
+    first, second = json.loads((output / "results.json").read_text())["rows"]
+    assert first["num_images"] == 6
+    assert first["masked_psnr"] == second["masked_psnr"]
+    assert (output / "reconstructions.png").exists()
+
+
+def test_reconstruction_needs_a_decoder(monkeypatch, tmp_path, checkpoint):
+    encoder = tmp_path / "encoder"
+    AutoModel.from_pretrained(checkpoint).save_pretrained(encoder)
+    with pytest.raises(InputError, match="holds no decoder"):
+        run(run_classification, monkeypatch, tmp_path, "--mode", "reconstruction", "--model_name_or_path", str(encoder))
+
+
+def test_finetuning_at_another_size_with_every_option(monkeypatch, tmp_path, checkpoint):
+    settings = ["--mode", "finetune", "--layer_decay", "0.7", "--ema_decay", "0.9", "--augmentation", "strong"]
+    settings += ["--label_smoothing_factor", "0.1", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    size = "48" if "vit" in checkpoint.name else "128"
+    output = run(
+        run_classification,
+        monkeypatch,
+        tmp_path,
+        "--model_name_or_path",
+        str(checkpoint),
+        "--image_size",
+        size,
+        *settings,
+    )
+    results = json.loads((output / "results.json").read_text())
+    assert (results["image_size"], results["layer_decay"], results["ema_decay"]) == (int(size), 0.7, 0.9)
+    model = AutoModelForImageClassification.from_pretrained(output)
+    assert model.config.image_size == int(size)
+
+
+def test_maes_protocol_trains_by_lars(monkeypatch, tmp_path, checkpoint):
+    pytest.importorskip("timm")
+    if "swin" in checkpoint.name:
+        pytest.skip("BatchNorm before the head is for ViT")
+    sizes = ["--protocol", "mae", "--max_steps", "2", "--per_device_train_batch_size", "8"]
+    output = run(run_classification, monkeypatch, tmp_path, "--model_name_or_path", str(checkpoint), *sizes)
+    results = json.loads((output / "results.json").read_text())
+    assert (results["protocol"], results["layer"], results["optimizer"]) == ("mae", 12, "lars")
+    assert results["augmentation"] == "crop_flip"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--protocol", "mae", "--mode", "finetune"], "protocol is mae"),
+        (["--layer_decay", "0.5"], "are for --mode finetune"),
+        (["--mode", "finetune", "--layer_decay", "2"], "layer_decay is 2.0"),
+        (["--mode", "finetune", "--drop_path", "0.1"], "drop_path is for Swin"),
+        (["--low_shot", "2"], "low_shot is 2.0"),
+        (["--mode", "reconstruction"], "need --model_name_or_path"),
+        (["--report", "./nowhere"], "nowhere"),
+        (["--protocol", "cached", "--layer", "13"], "layer is 13"),
+    ],
+)
+def test_bad_evaluations_stop_before_any_work(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        run(run_classification, monkeypatch, tmp_path / "out", "--model_size", "tiny", *arguments)
+    assert not (tmp_path / "out").exists()

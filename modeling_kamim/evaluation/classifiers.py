@@ -11,12 +11,11 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import build_config, check_image_size
+from ..modeling_kamim import build_config, check_image_size, quiet_loading
 from .features import PROBED_BLOCK
 from .finetuning import resized_state_dict
 
@@ -106,14 +105,11 @@ def resized_config(config: ViTConfig | SwinConfig, image_size: int) -> ViTConfig
 
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
     encoder_class = SwinModel if isinstance(encoder, SwinModel) else ViTModel
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # decoders and unread blocks are left out on purpose
     try:
-        loaded, info = encoder_class.from_pretrained(checkpoint, add_pooling_layer=False, output_loading_info=True)
+        with quiet_loading():  # decoders and unread blocks are left out on purpose
+            loaded, info = encoder_class.from_pretrained(checkpoint, add_pooling_layer=False, output_loading_info=True)
     except (OSError, RuntimeError) as error:
         raise InputError(f"the weights of {checkpoint} do not fit: {str(error).strip().splitlines()[0]}") from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
     if info["missing_keys"]:
         raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)

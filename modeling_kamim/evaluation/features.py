@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageCla
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import build_config
+from ..modeling_kamim import build_config, quiet_loading
 from ..trainer import PixelTrainer
 
 POOLINGS = ("mean", "cls")
@@ -97,7 +97,8 @@ def load_backbone(
         config = AutoConfig.from_pretrained(name_or_path)
         # A masked autoencoder drops tokens at random unless it is told not to.
         settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
-        model = AutoModel.from_pretrained(name_or_path, **settings)
+        with quiet_loading():  # of a pretrained model the decoder is left out, and a pooler is not read
+            model = AutoModel.from_pretrained(name_or_path, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"cannot load {name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
     backbone = Backbone(model, pooling)
