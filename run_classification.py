@@ -250,6 +250,8 @@ class Evaluation:
                 "cached": {"optimizer": "adam", "learning_rate": "chosen", "loss": loss},
                 "knn": {"optimizer": None, "learning_rate": None, "num_neighbours": NUM_NEIGHBOURS},
             }
+            if self.class_args.low_shot is None:
+                recipes["knn"]["seed"] = None  # nothing is drawn
             recipes["cached"]["chosen_learning_rate"] = result.learning_rates[place]
             for (protocol, settings), scores in zip(recipes.items(), (result.logits[place], votes), strict=True):
                 measured = classification_metrics(best_classes(scores).numpy(), validation.labels.numpy(), num_classes)
@@ -355,9 +357,10 @@ def save_results(rows: list[dict[str, Any]], evaluation: Evaluation, output_dir:
         "chance": 1 / images.classes.num_classes,
         "image_size": evaluation.image_size,
     }
+    best = max(rows, key=lambda row: row["top1"])
+    rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
     results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
     write_results(output_dir / "results.json", results)
-    best = max(rows, key=lambda row: row["top1"])
     confusion_figure(best["confusion"], images.classes.names).savefig(output_dir / "confusion.png", dpi=100)
     summary = summarise_seeds([{**shared, **row} for row in rows])
     if class_args.probe_layers == "all" and evaluation.is_cached:

@@ -38,6 +38,7 @@ from modeling_kamim.data import (
 )
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.online_probe import OnlineProbe
+from modeling_kamim.evaluation.results import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.figures import reconstruction_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
@@ -72,6 +73,7 @@ def main() -> None:
 
     # Model
     kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    kamim["dataset_name"] = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
     config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
     model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
     processor = image_processor(config.image_size)

@@ -176,6 +176,7 @@ def test_table_1(report):
         {"model": {**VIT_B, "patch_size": 32}},
         {"kamim": {key: value for key, value in KAMIM.items() if key != "dataset_name"}},
         {"kamim": {**KAMIM, "dataset_name": "local:imagenette"}},
+        {"kamim": {**KAMIM, "mask_patch_size": 16}},
         {"protocol": "cached"},
     ],
 )

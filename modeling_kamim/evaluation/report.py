@@ -39,7 +39,7 @@ LAYOUT_LEGEND = (
     "LP: the paper's linear probe of its layer (ViT: block 8; Swin: last stage); cached-LP: the same layer, probed on "
     "features computed once; FT: fine-tuned. Several figures in one cell: results that differ in a setting that only "
     "the first table shows. Columns titled (paper) repeat the figures of arXiv:2407.13873 where data, pretraining "
-    "data, model and image size are the paper's; they were not measured here."
+    "data, masks, model and image size are the paper's; they were not measured here."
 )
 
 # type, width x depth / patch size
@@ -58,9 +58,8 @@ PAPER_KAMIM = {
     "keypoint_detector": "fast",
     "keypoint_detector_args": None,
     "keypoint_footprint": "circle",
-    "mask_patch_size": 32,
-    "mask_ratio": 0.6,
 }
+PAPER_MASK = {"mask_patch_size": 32, "mask_ratio": 0.6}
 PAPER_IMAGE_SIZE = 192
 PAPER_MODEL = "ViT-B"  # of Tables 2 to 5
 PAPER_DATA = "ImageNet-1k"  # of Tables 1, 2, 4 and 5
@@ -339,9 +338,11 @@ class Entry:
 
     @property
     def deviations(self) -> set[str]:
-        """The settings of pretraining that are not the paper's; of SimMIM only those that it has."""
-        different = {key for key, value in PAPER_KAMIM.items() if _show(self.kamim.get(key)) != _show(value)}
-        return different & {"mask_patch_size", "mask_ratio"} if self.method == "SimMIM" else different
+        """The settings of the weights that are not the paper's; SimMIM has none."""
+        return set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
+
+    def _differs(self, settings: Mapping[str, Any]) -> set[str]:
+        return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
 
     def suits(self, *free: str) -> bool:
         """Whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
@@ -388,8 +389,8 @@ class Entry:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether data, pretraining data and image size are known to be ones of the paper's."""
-        is_papers_size = self.row.get("image_size") == PAPER_IMAGE_SIZE
+        """Whether data, pretraining data, masks and image size are known to be ones of the paper's."""
+        is_papers_size = self.row.get("image_size") == PAPER_IMAGE_SIZE and not self._differs(PAPER_MASK)
         return self.paper_data is not None and self.pretrained_on is not None and is_papers_size
 
     @property
