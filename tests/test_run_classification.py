@@ -153,10 +153,10 @@ def test_the_cached_probe_of_one_layer_reads_the_papers_block(monkeypatch, tmp_p
 
 
 def test_reconstructions_are_scored_and_drawn(monkeypatch, tmp_path, checkpoint):
-    models = ["--model_name_or_path", str(checkpoint), "--compare_with", str(checkpoint), "--max_eval_samples", "6"]
+    models = ["--model_name_or_path", str(checkpoint), "--compare_with", str(checkpoint)]
     output = run(run_classification, monkeypatch, tmp_path, "--mode", "reconstruction", *models)
     first, second = json.loads((output / "results.json").read_text())["rows"]
-    assert first["num_images"] == 6
+    assert first["num_images"] == 30
     assert first["masked_psnr"] == second["masked_psnr"]
     assert (output / "reconstructions.png").exists()
 
