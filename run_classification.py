@@ -44,7 +44,13 @@ from modeling_kamim.data import (
 )
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation.classifiers import build_classifier, classifier_config, encoder_config
-from modeling_kamim.evaluation.features import ClassificationHead, PooledFeatures, extract_features, load_backbone
+from modeling_kamim.evaluation.features import (
+    ClassificationHead,
+    PooledFeatures,
+    evaluation_loader,
+    extract_features,
+    load_backbone,
+)
 from modeling_kamim.evaluation.finetuning import ExponentialMovingAverage, parameter_groups
 from modeling_kamim.evaluation.metrics import TrainerMetrics, best_classes, classification_metrics
 from modeling_kamim.evaluation.probing import LinearProbe, nearest_neighbours, probe
@@ -275,9 +281,12 @@ def score_models(
     images = validation if validation is not None else train
     column = find_image_column(images, data_args.image_column)
     images = keep_encoded(subsample(images, data_args.max_eval_samples, training_args.seed), column)
+    models = [load_pretrained_model(name) for name in names]
+    sizes = {model.config.image_size for model in models}
+    if len(sizes) > 1:
+        raise InputError(f"the models have image sizes {sorted(sizes)}; compare models of one size")
     rows, shown, reconstructions = [], {}, {}
-    for name in names:
-        model = load_pretrained_model(name)
+    for name, model in zip(names, models, strict=True):
         config = model.config
         mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
         transform = MaskedImageTransform(
@@ -288,14 +297,14 @@ def score_models(
         trainer = MaskedImageTrainer(
             model=model, args=training_args, processing_class=processor, data_collator=default_collate
         )
-        batches = map(trainer._prepare_inputs, tqdm(trainer.get_eval_dataloader(samples), desc=public_name(name)))
+        batches = map(trainer._prepare_inputs, tqdm(evaluation_loader(trainer, samples), desc=public_name(name)))
         gather = trainer.accelerator.gather_for_metrics
         scores = score_reconstructions(
             model.to(training_args.device), batches, processor.image_mean, processor.image_std, gather
         )
         origin = provenance(data_args.dataset_name, None, images, name, config, training_args.device)
         rows.append({"mode": "reconstruction", "mask_ratio": PAPER_MASK_RATIO, **scores, "provenance": origin})
-        shown = trainer._prepare_inputs(default_collate([samples[row] for row in range(min(6, len(samples)))]))
+        shown = trainer._prepare_inputs(default_collate([samples[len(samples) * i // 6] for i in range(6)]))
         with torch.no_grad():
             outputs = model(**shown)
         reconstructions[public_name(name)] = outputs.reconstruction.cpu()

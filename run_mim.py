@@ -7,6 +7,7 @@ python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/ima
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import cv2
@@ -131,7 +132,7 @@ def main() -> None:
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
     if probe_args.probe_every:
-        steps_per_epoch = max(1, len(train_dataset) // training_args.total_batch_size)
+        steps_per_epoch = math.ceil(len(train_dataset) / training_args.total_batch_size)
         steps = probe_args.probe_steps(steps_per_epoch)
         trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps))
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -172,8 +173,9 @@ def online_probe(
 
     def samples(split: Dataset) -> SampleDataset:
         split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
-        if data_args.bad_images == "skip":
-            split, _ = prepare_images(split, images.image_column, skip_bad_images=True, num_proc=data_args.num_proc)
+        with trainer.args.main_process_first(desc="preparing the probe's images"):
+            skip = data_args.bad_images == "skip"
+            split, _ = prepare_images(split, images.image_column, None, skip, data_args.num_proc)
         return SampleDataset(split.select_columns([images.image_column, images.label_column]), transform, seed)
 
     return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)

@@ -212,7 +212,10 @@ class OnlineProbeArguments:
         },
     )
     probe_images: int = field(
-        default=1000, metadata={"help": "Images that the probe is trained on, and at most as many to score it."}
+        default=1000,
+        metadata={
+            "help": "Images that the probe is trained on, and at most as many to score it; many classes need more."
+        },
     )
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageClassification
 
@@ -162,6 +163,17 @@ class PooledFeatures(nn.Module):
         return self.classifier.swin(pixel_values).pooler_output
 
 
+def evaluation_loader(trainer: PixelTrainer, dataset: torch.utils.data.Dataset) -> DataLoader:
+    """Loader of a data set in order, shared by the processes; the Trainer's own are cached, whatever the data set."""
+    loader = DataLoader(
+        dataset,
+        batch_size=trainer.args.eval_batch_size,
+        num_workers=trainer.args.dataloader_num_workers,
+        collate_fn=default_collate,
+    )
+    return trainer.accelerator.prepare_data_loader(loader)
+
+
 @torch.no_grad()
 def extract_features(
     trainer: PixelTrainer, encoder: nn.Module, dataset: torch.utils.data.Dataset, description: str
@@ -176,7 +188,7 @@ def extract_features(
     """
     encoder = encoder.to(trainer.args.device).eval()
     features, labels = [], []
-    loader = trainer.get_eval_dataloader(dataset)
+    loader = evaluation_loader(trainer, dataset)
     for batch in tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero()):
         batch = trainer._prepare_inputs(batch)
         with trainer.compute_loss_context_manager():

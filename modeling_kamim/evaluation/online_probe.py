@@ -7,13 +7,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
 from ..trainer import PixelTrainer
 from .classifiers import PROBED_BLOCK
-from .features import Backbone, FeatureDataset
+from .features import Backbone, FeatureDataset, evaluation_loader
 from .probing import LinearProbe, nearest_neighbours, probe
 
 RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
@@ -64,7 +64,9 @@ class OnlineProbe(TrainerCallback):
         self.recipe = recipe
         self.num_neighbours = num_neighbours
         self.temperature = temperature
-        self._loaders = [self._loader(dataset) for dataset in (train_dataset, validation_dataset)]
+        if 0 in (len(train_dataset), len(validation_dataset)):  # type: ignore[arg-type]
+            raise InputError("the online probe has no images; it needs training and validation images with labels")
+        self._loaders = [evaluation_loader(trainer, dataset) for dataset in (train_dataset, validation_dataset)]
         self._last_step = -1
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -104,19 +106,6 @@ class OnlineProbe(TrainerCallback):
                 self.temperature,
             )
         return {f"{name}_top1": _accuracy(x, validation.labels) for name, x in (("probe", logits), ("knn", votes))}
-
-    def _loader(self, dataset: Dataset) -> DataLoader:
-        args = self.trainer.args
-        if len(dataset) == 0:  # type: ignore[arg-type]
-            raise InputError("the online probe has no images; it needs training and validation images with labels")
-        # The Trainer's own loaders may be cached under a name that evaluation shares.
-        loader = DataLoader(
-            dataset,
-            batch_size=args.eval_batch_size,
-            num_workers=args.dataloader_num_workers,
-            collate_fn=default_collate,
-        )
-        return self.trainer.accelerator.prepare_data_loader(loader)
 
     @torch.no_grad()
     def _features(self, backbone: Backbone, loader: DataLoader) -> FeatureDataset:

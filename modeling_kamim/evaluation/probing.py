@@ -1,5 +1,6 @@
 """Classifiers on fixed features: linear probes trained side by side, and weighted nearest neighbours. Pure tensors."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 
@@ -68,6 +71,9 @@ def probe(
     hits = (trial(features[held_out]).argmax(-1) == labels[held_out, None, None]).float()
     accuracy = hits.mean(0)
     best = accuracy.argmax(1)
+    if len(held_out) == 0:
+        logger.warning("No class has an image to hold out: taking the middle one of the learning rates")
+        best = torch.full((num_layers,), len(recipe.learning_rates) // 2)
     chosen = fit(recipe, features, labels, num_classes, grid.gather(1, best[:, None].cpu()), "Training probes")
     logits = chosen(validation_features)[:, :, 0].transpose(0, 1)
     return ProbeResult(logits, [recipe.learning_rates[i] for i in best.tolist()], accuracy)
@@ -131,7 +137,7 @@ def fit(
     optimizer = torch.optim.Adam(probes.parameters(), lr=1.0, eps=1e-12)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.num_epochs * num_batches)
     generator = torch.Generator().manual_seed(recipe.seed)
-    for _ in tqdm(range(recipe.num_epochs), desc=description, unit="epoch", leave=False):
+    for _ in tqdm(range(recipe.num_epochs), desc=description, unit="epoch", leave=False, disable=None):
         for rows in torch.randperm(len(labels), generator=generator).tensor_split(num_batches):
             logits = probes(features[rows])
             target = labels[rows, None, None].expand(logits.shape[:3])
