@@ -433,7 +433,8 @@ class _RecipeArguments(TrainingArguments):
         chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self.precision == "auto" else "as asked for"
         attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
         compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
-        return f"{precision} ({chosen}), {self.attn_implementation} attention ({attention}), {self.optim}, {compiled}"
+        optimizer = getattr(self.optim, "value", self.optim)
+        return f"{precision} ({chosen}), {self.attn_implementation} attention ({attention}), {optimizer}, {compiled}"
 
     @property
     def total_batch_size(self) -> int:
