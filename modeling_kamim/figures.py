@@ -37,10 +37,7 @@ def reconstruction_figure(
         weights: `(num_images, weight_rows, weight_columns)`.
         mean, std: of the normalisation, for each channel.
     """
-    height, width = pixel_values.shape[2:]
-    pixel_mask = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
-    masked = pixel_mask.unsqueeze(-1).numpy()
-    original = _to_rgb(pixel_values, mean, std)
+    masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
     filled = np.where(masked, _to_rgb(reconstruction, mean, std), original)
     panels = (original, np.where(masked, 0.5, original), filled, weights.numpy())
 
@@ -79,10 +76,7 @@ def comparison_figure(
         reconstructions: from a model's name to its output, like `pixel_values`.
         mean, std: of the normalisation, for each channel.
     """
-    height, width = pixel_values.shape[2:]
-    pixel_mask = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
-    masked = pixel_mask.unsqueeze(-1).numpy()
-    original = _to_rgb(pixel_values, mean, std)
+    masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
     rows = [("original", original), ("masked", np.where(masked, 0.5, original))]
     for name, reconstruction in reconstructions.items():
         rows.append((fill(name, 16), np.where(masked, _to_rgb(reconstruction, mean, std), original)))
@@ -98,6 +92,13 @@ def comparison_figure(
             axis.set(xticks=[], yticks=[], frame_on=False)
         row_of_axes[0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
     return figure
+
+
+def _pixel_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
+    """(num_images, height, width, 1) bool mask of pixels for a mask of patches."""
+    height, width = pixel_values.shape[2:]
+    pixels = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
+    return pixels.unsqueeze(-1).numpy()
 
 
 def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.ndarray:

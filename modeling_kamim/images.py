@@ -58,7 +58,8 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
     try:
         height, width, colour_space, _ = simplejpeg.decode_jpeg_header(data)
         is_plain = colour_space in ("YCbCr", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
-        if is_plain and not any(mark in _jpeg_header(data) for mark in _ORIENTATION_MARKS):
+        header = _jpeg_header(data)
+        if is_plain and not any(mark in header for mark in _ORIENTATION_MARKS):
             return simplejpeg.decode_jpeg(data)
     except ValueError:  # damaged: Pillow decides whether it can be read
         pass

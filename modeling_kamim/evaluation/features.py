@@ -52,7 +52,7 @@ class Backbone(nn.Module):
         """
         depth = getattr(self.model.config, "num_hidden_layers", 0)
         if layer is not None and not 1 <= layer <= depth:
-            raise InputError(f"layer is {layer}; the encoder has {depth} blocks")
+            raise InputError(f"layer is {layer}; the encoder has blocks 1 to {depth}")
         if layer is None:
             layer = PROBED_BLOCK if depth > PROBED_BLOCK else depth
         return layer - 1 if layer < depth else -1

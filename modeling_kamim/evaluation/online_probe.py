@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
 from ..trainer import PixelTrainer
-from .classifiers import PROBED_BLOCK
 from .features import Backbone, FeatureDataset, evaluation_loader
 from .probing import LinearProbe, nearest_neighbours, probe
 
@@ -132,11 +131,7 @@ def layer_index(model: PreTrainedModel, layer: int | None) -> int:
         if layer is not None:
             raise InputError(f"layer is {layer}, but layers are for ViT; of Swin the last stage is read")
         return -1
-    depth = model.config.num_hidden_layers
-    layer = min(PROBED_BLOCK, depth) if layer is None else layer
-    if not 1 <= layer <= depth:
-        raise InputError(f"layer is {layer}; the encoder has blocks 1 to {depth}")
-    return -1 if layer == depth else layer - 1
+    return Backbone(model.base_model).default_layer(layer)
 
 
 def _unwrapped(trainer: PixelTrainer) -> PreTrainedModel:
