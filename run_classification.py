@@ -46,6 +46,7 @@ from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation.classifiers import build_classifier, classifier_config, encoder_config
 from modeling_kamim.evaluation.features import (
     ClassificationHead,
+    FeatureDataset,
     PooledFeatures,
     evaluation_loader,
     extract_features,
@@ -115,6 +116,7 @@ class Evaluation:
         )
         self.processor = image_processor(self.image_size, class_args.model_name_or_path)
         self.bad_images: list[str] = []
+        self.features: dict[str, FeatureDataset] = {}
         logger.info(
             "%s (%s) of %s; %d classes, chance is %.1f%%",
             *(class_args.mode, class_args.protocol, class_args.model_name_or_path or "random weights"),
@@ -226,12 +228,12 @@ class Evaluation:
         return [row]
 
     def probe_features(
-        self, train_dataset: Dataset, eval_dataset: Dataset, args: ProbingArguments
+        self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
     ) -> list[dict[str, Any]]:
         """Linear probes and nearest neighbours on features computed once, of one layer or of all."""
         trainer = ClassificationTrainer(model=self.backbone, args=args, processing_class=self.processor)
-        train = extract_features(trainer, self.backbone, train_dataset, "Features of the training images")
-        validation = extract_features(trainer, self.backbone, eval_dataset, "Features of the validation images")
+        train = self.features_of(train_dataset, trainer, "Features of the training images")
+        validation = self.features_of(eval_dataset, trainer, "Features of the validation images")
         names = [*map(str, range(1, train.features.shape[1])), "final"]
         chosen = range(len(names))
         if self.class_args.probe_layers == "default":
@@ -263,6 +265,15 @@ class Evaluation:
                 measured = classification_metrics(best_classes(scores).numpy(), validation.labels.numpy(), num_classes)
                 rows.append({"protocol": protocol, **common, **settings, **measured})
         return rows
+
+    def features_of(self, samples: SampleDataset, trainer: ClassificationTrainer, description: str) -> FeatureDataset:
+        """Features of every layer; those of the same plain images are not computed again for another seed."""
+        if samples.transform.augmentation != "none":
+            return extract_features(trainer, self.backbone, samples, description)
+        images = samples.rows._fingerprint
+        if images not in self.features:
+            self.features[images] = extract_features(trainer, self.backbone, samples, description)
+        return self.features[images]
 
 
 def score_models(
