@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -131,6 +132,20 @@ def test_order_is_data_then_protocol_then_layer_then_accuracy(report):
     rows = texts(built.tables[0])
     assert [row[4] for row in rows] == ["8", "9", "9", "10", "final", "12"]
     assert rows[0][2] == "A" and rows[1][0] == "local:b"
+
+
+def test_layers_of_one_model_are_a_table_by_depth(report):
+    layers = [
+        result(top1, "cached", layer=layer) for layer, top1 in (("final", 0.2), ("8", 0.4), ("12", 0.1), ("9", 0.5))
+    ]
+    other = result(0.3, "cached", layer="9", name="local:other")
+    built = report(*layers, other)
+    assert [(row[0], row[4]) for row in texts(built.tables[0])] == [("local:mine", "8"), ("local:other", "9")]
+    depth = built.tables[1]
+    assert depth.header[4:] == ("8", "9", "12", "final")
+    assert texts(depth) == [["local:mine", ANY, ANY, "mean", "40.00", "50.00", "10.00", "20.00"]]
+    assert [cell.bold for cell in depth.rows[0][4:]] == [False, True, False, False]
+    assert "depth_1.png" in built.to_markdown() and list(built.figures) == ["depth_1.png"]
 
 
 def test_rows_that_look_the_same_are_told_apart(report):

@@ -7,15 +7,33 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..figures import depth_figure
 from .features import PROBED_BLOCK
+from .paper import (
+    ARCHITECTURES,
+    NO_DETECTOR_ROW,
+    PAPER_DATA,
+    PAPER_DATA_SETS,
+    PAPER_IMAGE_SIZE,
+    PAPER_KAMIM,
+    PAPER_MASK,
+    PAPER_MODEL,
+    PAPER_TABLES,
+    SIMMIM_ROW,
+    Figures,
+    Key,
+)
 from .results import AVERAGED, MEASURED, result_rows, summarise_seeds
+from .tables import MISSING, Cell, Table, markdown
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
-MISSING = "–"
 PROTOCOLS = {
     "paper": "linear probe (paper)",
     "paper_layernorm": "linear probe (paper, LayerNorm)",
@@ -28,12 +46,15 @@ PROTOCOLS = {
 KINDS = {"paper": "LP", "paper_layernorm": "LP", "finetune": "FT", "cached": "cached-LP"}
 NOT_SHOWN = {"provenance", "seed", "seeds", "num_seeds", "time", "device", "kamim", "versions", "model"}
 MAIN_COLUMNS = ("model", "method", "data", "protocol", "layer", "pooling", "top-1", "top-5", "seeds", "images")
-WIDE = 9  # columns that a page of LaTeX does not hold at full size
 NUM_DIFFERENCES = 3  # that are named for results that look the same
 LEGEND = (
     "Top-1 and top-5 in percent. In brackets: bootstrap 95% interval over validation images; behind ±: standard "
     "deviation over seeds. Bold: best top-1 on the same images by the same protocol and layer. Images: training / "
     "validation."
+)
+DEPTH_LEGEND = (
+    "Accuracy by depth: top-1 in percent by layer (final: the encoder's output behind its LayerNorm), the best of each "
+    "row in bold. Of these runs the first table shows only the layer that the paper's evaluation reads."
 )
 LAYOUT_LEGEND = (
     "LP: the paper's linear probe of its layer (ViT: block 8; Swin: last stage); cached-LP: the same layer, probed on "
@@ -42,149 +63,6 @@ LAYOUT_LEGEND = (
     "data, masks, model and image size are the paper's; they were not measured here."
 )
 
-# type, width x depth / patch size
-ARCHITECTURES = {
-    "vit 192x12/16": "ViT-T",
-    "vit 384x12/16": "ViT-S",
-    "vit 768x12/16": "ViT-B",
-    "swin 768x12/4": "Swin-T",
-    "swin 1024x24/4": "Swin-B",
-}
-PAPER_KAMIM = {
-    "weighting": "keypoint",
-    "weight_patch_size": 8,
-    "temperature": 0.25,
-    "weight_norm": "none",
-    "keypoint_detector": "fast",
-    "keypoint_detector_args": None,
-    "keypoint_footprint": "circle",
-}
-PAPER_MASK = {"mask_patch_size": 32, "mask_ratio": 0.6}
-PAPER_IMAGE_SIZE = 192
-PAPER_MODEL = "ViT-B"  # of Tables 2 to 5
-PAPER_DATA = "ImageNet-1k"  # of Tables 1, 2, 4 and 5
-# Names (letters and digits of the last part); classes, training and validation images
-PAPER_DATA_SETS: dict[str, tuple[tuple[str, ...], tuple[int, int, int]]] = {
-    "ImageNet-1k": (("imagenet1k", "imagenet", "ilsvrc2012", "in1k"), (1000, 1_281_167, 50_000)),
-    "iNaturalist 2021": (("inat21", "inat2021", "inaturalist2021"), (10_000, 2_686_843, 100_000)),
-    "Places365": (("places365", "places365standard"), (365, 1_803_460, 36_500)),
-    "CIFAR-10": (("cifar10",), (10, 50_000, 10_000)),
-    "CIFAR-100": (("cifar100",), (100, 50_000, 10_000)),
-}
-TABLE_3_DATA = (*PAPER_DATA_SETS, "CIFAR-10 (ImageNet-1k PT)", "CIFAR-100 (ImageNet-1k PT)")
-TABLE_3_COLUMNS = tuple(f"{data} {kind}" for data in TABLE_3_DATA for kind in ("LP", "FT"))
-
-SIMMIM_ROW = ("SimMIM", "")
-NO_DETECTOR_ROW = ("none (SimMIM)",)
-
-Key = tuple[str, ...]
-Figures = dict[tuple[Key, str], float]
-
-
-def _figures(columns: Sequence[str], rows: dict[Key, Sequence[float]]) -> Figures:
-    return {(row, column): top1 for row, line in rows.items() for column, top1 in zip(columns, line, strict=True)}
-
-
-# Top-1 in percent, by the row and column labels of the tables below
-PAPER_TABLES: dict[int, Figures] = {
-    1: _figures(
-        ("SimMIM LP", "KAMIM LP", "SimMIM FT", "KAMIM FT"),
-        {
-            ("ViT-T",): (12.37, 13.75, 70.49, 70.41),
-            ("ViT-S",): (20.99, 22.68, 76.80, 77.02),
-            ("ViT-B",): (16.12, 33.97, 76.78, 77.30),
-            ("Swin-T",): (14.37, 14.53, 77.94, 78.12),
-            ("Swin-B",): (20.42, 18.16, 79.58, 80.02),
-        },
-    ),
-    2: _figures(
-        ("LP", "FT"),
-        {
-            ("8", "0.1"): (32.97, 77.59),
-            ("8", "0.25"): (33.97, 77.29),
-            ("8", "0.5"): (31.95, 77.11),
-            ("8", "1"): (23.93, 76.94),
-            ("16", "0.1"): (31.38, 77.43),
-            ("16", "0.25"): (33.05, 77.48),
-            ("16", "0.5"): (30.82, 77.06),
-            ("16", "1"): (29.51, 77.13),
-            ("32", "0.1"): (25.71, 77.09),
-            ("32", "0.25"): (31.73, 77.41),
-            ("32", "0.5"): (30.91, 77.41),
-            ("32", "1"): (25.73, 77.18),
-            SIMMIM_ROW: (16.12, 76.78),
-        },
-    ),
-    3: _figures(
-        TABLE_3_COLUMNS,
-        {
-            ("SimMIM",): (
-                *(16.12, 76.78, 6.92, 79.80, 26.04, 53.20),
-                *(62.83, 94.13, 37.46, 78.92, 61.65, 97.03, 36.49, 84.58),
-            ),
-            ("KAMIM",): (
-                *(33.97, 77.30, 17.60, 80.48, 40.47, 53.03),
-                *(59.01, 94.12, 35.67, 77.26, 72.63, 97.43, 51.77, 85.07),
-            ),
-        },
-    ),
-    4: _figures(
-        ("LP", "FT"),
-        {
-            NO_DETECTOR_ROW: (16.12, 76.78),
-            ("FAST",): (33.97, 77.29),
-            ("SIFT",): (31.31, 77.37),
-            ("ORB",): (32.36, 77.17),
-        },
-    ),
-    5: _figures(
-        ("SimMIM LP", "KAMIM LP"),
-        {("without LayerNorm",): (16.12, 33.97), ("with LayerNorm",): (20.51, 37.72)},
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Text of a table, without markup."""
-
-    text: str
-    bold: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Args:
-        title: above the table, without markup.
-        header: titles of the columns.
-        rows: as many cells in each as there are columns.
-        num_labels: so many columns at the left hold words, the others figures.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    num_labels: int
-
-    def to_markdown(self) -> str:
-        rule = ["---"] * self.num_labels + ["---:"] * (len(self.header) - self.num_labels)
-        cells = [[f"**{_markdown(c.text)}**" if c.bold else _markdown(c.text) for c in row] for row in self.rows]
-        lines = ["| " + " | ".join(line) + " |" for line in (map(_markdown, self.header), rule, *cells)]
-        return "\n".join([f"## {_markdown(self.title)}", "", *lines, ""])
-
-    def to_latex(self) -> str:
-        columns = "l" * self.num_labels + "r" * (len(self.header) - self.num_labels)
-        cells = [[rf"\textbf{{{_latex(c.text)}}}" if c.bold else _latex(c.text) for c in row] for row in self.rows]
-        header, *lines = (" & ".join(line) + r" \\" for line in (map(_latex, self.header), *cells))
-        body = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", header, r"\midrule", *lines, r"\bottomrule"]
-        body.append(r"\end{tabular}")
-        if len(self.header) >= WIDE:
-            body = [r"\resizebox{\linewidth}{!}{%", *body, "}"]
-        caption = rf"\caption{{{_latex(self.title)}}}"
-        return "\n".join([r"\begin{table}", r"\centering\footnotesize", caption, *body, r"\end{table}", ""])
-
 
 @dataclass(frozen=True)
 class Report:
@@ -192,18 +70,20 @@ class Report:
 
     Args:
         rows: of `summarise_seeds`, in the order of the first table.
-        tables: all results, then the layouts of the paper for which there are results.
+        tables: all results, accuracy by depth, then the layouts of the paper for which there are results.
         notes: what a reader has to know, without markup.
+        figures: accuracy by depth, by file name.
     """
 
     rows: list[dict[str, Any]]
     tables: list[Table]
     notes: list[str]
+    figures: dict[str, Figure]
 
     def to_markdown(self) -> str:
-        return "\n".join(
-            ["# Results", "", *(f"{_markdown(n)}\n" for n in self.notes), *map(Table.to_markdown, self.tables)]
-        )
+        pictures = (f"![accuracy by depth]({name})\n" for name in self.figures)
+        notes = (f"{markdown(note)}\n" for note in self.notes)
+        return "\n".join(["# Results", "", *notes, *map(Table.to_markdown, self.tables), *pictures])
 
     def to_latex(self) -> str:
         comments = [r"% \usepackage{booktabs,graphicx}", *(f"% {' '.join(note.split())}" for note in self.notes), ""]
@@ -222,15 +102,22 @@ def build_report(paths: Iterable[str | Path]) -> Report:
         raise InputError(f"no results in {', '.join(map(str, folders))}; give folders with results.json of evaluations")
     entries = sorted((Entry(row) for row in summarise_seeds(rows)), key=Entry.order)
     layouts = [table for layout in LAYOUTS for table in layout.tables(entries)]
-    notes = [LEGEND, *([LAYOUT_LEGEND] if layouts else []), *_fingerprint_notes(entries)]
-    return Report([entry.row for entry in entries], [_main_table(entries), *layouts], notes)
+    probed = _probed_by_depth(entries)
+    by_depth = [_depth_table(data, runs) for data, runs in probed.items()]
+    figures = {f"depth_{number}.png": _depth_figure(runs) for number, runs in enumerate(probed.values(), 1)}
+    main = _main_table(_without_inner_layers(entries, probed))
+    legends = [LEGEND, *([DEPTH_LEGEND] if by_depth else []), *([LAYOUT_LEGEND] if layouts else [])]
+    notes = [*legends, *_fingerprint_notes(entries)]
+    return Report([entry.row for entry in entries], [main, *by_depth, *layouts], notes, figures)
 
 
 def write_report(report: Report, output_dir: Path) -> None:
-    """Write report.md and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
+    """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
+    for name, figure in report.figures.items():
+        figure.savefig(output_dir / name, dpi=100)
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
@@ -350,14 +237,19 @@ class Entry:
         return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
 
     @property
+    def reads_papers_layer(self) -> bool:
+        """Whether the layer is the one that the paper's evaluation reads."""
+        depth = self.figures.get("depth")
+        last = {"final", "last stage", _show(depth), MISSING}
+        reads_last = self.row["protocol"] == "finetune" or self.figures.get("model_type") == "swin"
+        reads_last |= isinstance(depth, int) and depth <= PROBED_BLOCK
+        return self.shown("layer") in (last if reads_last else {str(PROBED_BLOCK)})
+
+    @property
     def kind(self) -> str | None:
         """Of `KINDS`, where layer and pooling are the paper's."""
-        depth, protocol = self.figures.get("depth"), self.row["protocol"]
-        last = {"final", "last stage", _show(depth), MISSING}
-        reads_last = protocol == "finetune" or self.figures.get("model_type") == "swin"
-        reads_last |= isinstance(depth, int) and depth <= PROBED_BLOCK
-        is_papers = self.shown("layer") in (last if reads_last else {str(PROBED_BLOCK)})
-        return KINDS.get(protocol) if is_papers and self.shown("pooling") in ("mean", MISSING) else None
+        is_papers = self.reads_papers_layer and self.shown("pooling") in ("mean", MISSING)
+        return KINDS.get(self.row["protocol"]) if is_papers else None
 
     @property
     def pooling(self) -> str:
@@ -422,6 +314,18 @@ class Entry:
         return (self.model, self.described_method, data, protocol, self.shown("layer"), self.pooling)
 
     @property
+    def run(self) -> Key:
+        """Equal for the layers of one evaluation."""
+        settings = _flat_settings(self.row)
+        hidden = ("layer", "num_seeds", "learning_rate")
+        return (
+            *self.labels[:4],
+            self.pooling,
+            self.images,
+            *(f"{k}={v}" for k, v in settings.items() if k not in hidden),
+        )
+
+    @property
     def contest(self) -> Key:
         """Equal for results whose top-1 may be compared."""
         return (*self.labels[2:5], self.images)
@@ -447,6 +351,46 @@ def _main_table(entries: Sequence[Entry]) -> Table:
         others = (entry.top5, entry.seeds, entry.images)
         rows.append([*map(Cell, (model, method, data, protocol, *labels)), top1, *map(Cell, others)])
     return Table("All results", MAIN_COLUMNS, rows, num_labels=6)
+
+
+def _probed_by_depth(entries: Sequence[Entry]) -> dict[str, list[list[Entry]]]:
+    """For each data set the models and protocols of several layers, each a list by layer."""
+    runs = _grouped(entries, lambda entry: (entry.labels[2], entry.run))
+    deep = [run for run in runs.values() if len({entry.shown("layer") for entry in run}) > 1]
+    return _grouped(deep, lambda run: run[0].labels[2])
+
+
+def _without_inner_layers(entries: Sequence[Entry], probed: Mapping[str, list[list[Entry]]]) -> list[Entry]:
+    """Of models probed by depth the paper's layer alone, where it is among them."""
+    runs = [run for of_data in probed.values() for run in of_data if any(entry.reads_papers_layer for entry in run)]
+    inner = {id(entry) for run in runs for entry in run if not entry.reads_papers_layer}
+    return [entry for entry in entries if id(entry) not in inner]
+
+
+def _depth_table(data: str, runs: Sequence[Sequence[Entry]]) -> Table:
+    layers = sorted({entry.shown("layer") for run in runs for entry in run}, key=_natural)
+    rows = []
+    for run in runs:
+        model, method, _, protocol, _, pooling = run[0].labels
+        found = {entry.shown("layer"): entry for entry in run}
+        best = max(entry.row["top1"] for entry in run)
+        figures = [
+            Cell(found[layer].top1, bold=found[layer].row["top1"] == best) if layer in found else Cell(MISSING)
+            for layer in layers
+        ]
+        rows.append([*map(Cell, (model, method, protocol, pooling)), *figures])
+    return Table(f"{data}: accuracy by depth", ("model", "method", "protocol", "pooling", *layers), rows, num_labels=4)
+
+
+def _depth_figure(runs: Sequence[Sequence[Entry]]) -> Figure:
+    series = {
+        f"{run[0].model}, {run[0].labels[3]}": (
+            [entry.shown("layer") for entry in run],
+            [entry.row["top1"] for entry in run],
+        )
+        for run in runs
+    }
+    return depth_figure(series, chance=runs[0][0].row.get("chance") or 0.0)
 
 
 def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
@@ -614,10 +558,10 @@ LAYOUTS = (
 )
 
 
-def _grouped(entries: Iterable[Entry], key: Callable[[Entry], Any]) -> dict[Any, list[Entry]]:
+def _grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
     groups = defaultdict(list)
-    for entry in entries:
-        groups[key(entry)].append(entry)
+    for item in items:
+        groups[key(item)].append(item)
     return dict(groups)
 
 
@@ -654,30 +598,3 @@ def _natural(text: str) -> tuple[int, float, str]:
     """Numbers by size, then words."""
     is_number = re.fullmatch(r"\d+(\.\d+)?", text)
     return (0, float(text), text) if is_number else (1, 0.0, text)
-
-
-def _markdown(text: str) -> str:
-    escaped = re.sub(r"([\\`*_|~]|\](?=\())", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
-
-
-_LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-        MISSING: "--",
-        # behind the end of a line they would belong to it
-        "[": "{[}",
-        "*": "{*}",
-    }
-)
-
-
-def _latex(text: str) -> str:
-    return " ".join(text.split()).translate(_LATEX)
