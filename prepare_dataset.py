@@ -4,6 +4,8 @@ python prepare_dataset.py path/to/images path/to/prepared --image_size 192 --num
 python prepare_dataset.py ILSVRC/imagenet-1k path/to/prepared --keypoint_detector fast sift orb --num_proc 16
 python run_mim.py --dataset_name path/to/prepared --model_type vit
 
+python prepare_dataset.py path/to/images path/to/prepared --push_to_hub --repo user/prepared --private true
+
 The same command, run again after an interruption, goes on where it stopped.
 """
 
@@ -11,11 +13,14 @@ import logging
 from pathlib import Path
 
 import datasets
+from huggingface_hub import DatasetCard
 
 from modeling_kamim.arguments import PreparationArguments, parse
 from modeling_kamim.data import find_image_column, keep_encoded, load_images, report_bad_images
-from modeling_kamim.errors import run
-from modeling_kamim.prepared_dataset import Preparation, prepare_dataset
+from modeling_kamim.errors import InputError, run
+from modeling_kamim.model_card import ask_about_card, prepared_dataset_card, published_dataset_card
+from modeling_kamim.prepared_dataset import PUBLISHED, Preparation, prepare_dataset
+from modeling_kamim.publishing import Publisher, PublishError
 
 logger = logging.getLogger("prepare_dataset")
 
@@ -28,20 +33,43 @@ def main() -> None:
     images = load_images(args.dataset_name, args.dataset_config_name)
     image_column = find_image_column(next(iter(images.values())), args.image_column)
     images = datasets.DatasetDict({split: keep_encoded(rows, image_column) for split, rows in images.items()})
+    publisher = None
+    if args.push_to_hub:
+        publisher = Publisher(args.repo, args.token, args.private, args.revision, repo_type="dataset")
     preparation = Preparation(
         image_column, args.image_size, args.densities(), args.quality, skip_bad_images=args.bad_images == "skip"
     )
     datasets.disable_progress_bars()  # one bar for everything
+    if publisher is not None:
+        nothing_yet = {"num_rows": 0, "num_bytes": 0, "num_bad": 0}
+        ask_about_card(prepared_dataset_card(output_dir, args.dataset_name, preparation, nothing_yet, args.license))
     bad_images = prepare_dataset(
-        images, output_dir, preparation, args.dataset_name, args.rows_per_shard, args.num_proc or 1, args.engine
+        images,
+        output_dir,
+        preparation,
+        args.dataset_name,
+        args.rows_per_shard,
+        args.num_proc or 1,
+        args.engine,
+        args.license,
     )
     report_bad_images(bad_images, output_dir, should_save=True)
 
     logger.info("The prepared data set and its card are in %s", output_dir)
     logger.info("Next: python run_mim.py --dataset_name %s --image_size %d", output_dir, args.image_size)
-    logger.info(
-        'Publish: hf upload-large-folder USER/NAME %s --repo-type dataset --exclude "*bad_images.txt"', output_dir
-    )
+    if publisher is None:
+        logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
+        return
+    try:
+        publisher.prepare()
+        card = published_dataset_card(DatasetCard.load(output_dir / "README.md"), publisher.repo_id)
+        publisher.push_folder(output_dir, PUBLISHED, "Upload the prepared data set")
+        address = publisher.push({"README.md": str(card).encode()}, "Card with the name of the repository")
+    except PublishError as error:
+        raise InputError(
+            f"prepared, but not published: {error}. The same command again prepares nothing twice and publishes"
+        ) from error
+    logger.info("Published: %s", address)
 
 
 if __name__ == "__main__":

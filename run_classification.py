@@ -17,10 +17,11 @@ from typing import Any
 import cv2
 import datasets
 import torch
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.data import Dataset, default_collate
 from tqdm import tqdm
-from transformers import set_seed
+from transformers import AutoConfig, PreTrainedConfig, set_seed
 
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.arguments import (
@@ -31,6 +32,7 @@ from modeling_kamim.arguments import (
     parse,
 )
 from modeling_kamim.augmentation import ClassificationTransform, MixingCollator
+from modeling_kamim.checkpoint_page import CheckpointPage
 from modeling_kamim.data import (
     SampleDataset,
     choose_splits,
@@ -57,10 +59,12 @@ from modeling_kamim.evaluation.metrics import TrainerMetrics, best_classes, clas
 from modeling_kamim.evaluation.probing import LinearProbe, nearest_neighbours, probe
 from modeling_kamim.evaluation.reconstruction import PAPER_MASK_RATIO, score_reconstructions
 from modeling_kamim.evaluation.report import build_report, write_report
-from modeling_kamim.evaluation.results import provenance, public_name, summarise_seeds, write_results
+from modeling_kamim.evaluation.results import checkpoint_rows, provenance, summarise_seeds, write_results
 from modeling_kamim.figures import comparison_figure, confusion_figure, depth_figure
 from modeling_kamim.map_steps import prepare_images
+from modeling_kamim.model_card import classifier_card
 from modeling_kamim.modeling_kamim import quiet_loading
+from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer, MaskedImageTrainer, find_checkpoint
 from modeling_kamim.transforms import MaskedImageTransform
@@ -89,6 +93,8 @@ def main() -> None:
     rows = [row for seed in class_args.seeds or [training_args.seed] for row in evaluation.run(seed)]
     if training_args.should_save:
         save_results(rows, evaluation, output_dir)
+    if training_args.push_to_hub:
+        evaluation.trainer.push_to_hub()
 
 
 class Evaluation:
@@ -115,6 +121,11 @@ class Evaluation:
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
         )
         self.processor = image_processor(self.image_size, class_args.model_name_or_path)
+        if training_args.push_to_hub and (self.is_cached or len(class_args.seeds) > 1):
+            raise InputError("--push_to_hub publishes one trained classifier; not for --protocol cached or --seeds")
+        dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
+        self.page = CheckpointPage(CLASSIFICATION_ARGUMENTS, training_args, dataset)
+        self.trainer: ClassificationTrainer | None = None
         self.bad_images: list[str] = []
         self.features: dict[str, FeatureDataset] = {}
         logger.info(
@@ -171,6 +182,8 @@ class Evaluation:
         """Linear probe or fine-tuning by HF Trainer; saves the classifier."""
         class_args, num_classes = self.class_args, self.images.classes.num_classes
         model = build_classifier(class_args, self.images.classes.names, args.attn_implementation)
+        if len(class_args.seeds) <= 1:
+            self.page.begin(self.card(model.config))
         metrics = TrainerMetrics(num_classes)
         average = ExponentialMovingAverage(class_args.ema_decay) if class_args.ema_decay else None
 
@@ -209,6 +222,7 @@ class Evaluation:
         trainer.save_metrics("train", result.metrics)
         trainer.log_metrics("eval", evaluation)
         trainer.save_state()
+        self.trainer = trainer
         row = {
             "protocol": "finetune" if class_args.mode == "finetune" else class_args.protocol,
             "layer": getattr(self.config, "num_hidden_layers", None)
@@ -226,6 +240,11 @@ class Evaluation:
             **metrics.latest,
         }
         return [row]
+
+    def card(self, config: PreTrainedConfig) -> ModelCard:
+        """Card of the classifier, without results."""
+        name = self.class_args.model_name_or_path
+        return classifier_card(self.page.run, config, self.class_args.mode, public_name(name) if name else None)
 
     def probe_features(
         self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
@@ -381,6 +400,9 @@ def save_results(rows: list[dict[str, Any]], evaluation: Evaluation, output_dir:
     rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
     results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
     write_results(output_dir / "results.json", results)
+    if evaluation.trainer is not None and len(rows) == 1:
+        card = evaluation.card(AutoConfig.from_pretrained(output_dir))
+        evaluation.page.write(card, checkpoint_rows([output_dir], output_dir), evaluation.trainer.hub_model_id)
     confusion_figure(best["confusion"], images.classes.names).savefig(output_dir / "confusion.png", dpi=100)
     summary = summarise_seeds([{**shared, **row} for row in rows])
     if class_args.probe_layers == "all" and evaluation.is_cached:

@@ -27,6 +27,7 @@ from modeling_kamim.arguments import (
     parse,
 )
 from modeling_kamim.augmentation import ClassificationTransform
+from modeling_kamim.checkpoint_page import CheckpointPage
 from modeling_kamim.data import (
     SampleDataset,
     choose_splits,
@@ -39,10 +40,11 @@ from modeling_kamim.data import (
 )
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.online_probe import OnlineProbe
-from modeling_kamim.evaluation.results import EMBEDDED_PHOTOGRAPHS, public_name
-from modeling_kamim.figures import reconstruction_figure
+from modeling_kamim.evaluation.results import checkpoint_rows
+from modeling_kamim.figures import curves_figure, reconstruction_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
+from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import MaskedImageTrainer, find_checkpoint
 from modeling_kamim.transforms import MaskedImageTransform
@@ -79,6 +81,8 @@ def main() -> None:
     model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
     processor = image_processor(config.image_size)
     checkpoint = find_checkpoint(training_args)
+    page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
+    page.begin(pretraining_card(page.run, config))
 
     # Data
     images = load_images(data_args.dataset_name, data_args.dataset_config_name)
@@ -149,19 +153,15 @@ def main() -> None:
 
     # Checkpoint page
     if training_args.should_save:
+        log = trainer.state.log_history
         draw_reconstructions(model, eval_dataset or train_dataset, trainer, output_dir / "reconstructions.png")
-        card_values = {
-            "architecture": f"{kamim_args.model_type.upper()} ({kamim_args.model_size})",
-            "method": "SimMIM's objective" if kamim_args.weighting == "none" else f"{kamim_args.weighting} weights",
-            "image_size": config.image_size,
-            "steps": trainer.state.global_step,
-            "batch_size": training_args.total_batch_size,
-        }
-        dataset_name = data_args.dataset_name or "the embedded photographs of scikit-image"
-        card = pretraining_card(output_dir, dataset_name, trainer.state.log_history, card_values)
-        card.save(output_dir / "README.md")
+        curves_figure(log).savefig(output_dir / "training_curves.png", dpi=100)
+        card = pretraining_card(page.run, config, log, training_args.total_batch_size)
+        page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
         logger.info("Next: python run_classification.py --mode linear_probe --model_name_or_path %s", output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
 
 
 def online_probe(

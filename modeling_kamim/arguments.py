@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from .density import DensityDetector, detection_side
 from .errors import InputError
 from .keypoints import KeypointDetector
+from .privacy import public_settings, without_tokens
 from .views import RandomView
 from .weighting import CellWeighting
 
@@ -175,8 +177,22 @@ class PreparationArguments:
         default="local",
         metadata={"help": "Processes of this machine, or Ray Data on the cluster that RAY_ADDRESS names."},
     )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the prepared data set as --repo."})
+    repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
+    private: bool | None = field(
+        default=None, metadata={"help": "Make a new repository private; your account's default where not given."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, made where it does not exist; main."})
+    token: str | None = field(
+        default=None, metadata={"help": "Access token; that of `hf auth login`, or HF_TOKEN, where not given."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence of the images by its id on the Hub: that of the source."}
+    )
 
     def __post_init__(self):
+        if self.push_to_hub and self.repo is None:
+            raise InputError("--push_to_hub needs --repo user/name")
         for name in ("image_size", "rows_per_shard", "num_proc"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -191,6 +207,33 @@ class PreparationArguments:
         side = detection_side(self.image_size, self.crop_min_scale)
         names = dict.fromkeys(self.keypoint_detector)
         return tuple(DensityDetector(KeypointDetector(name, self.keypoint_footprint), side) for name in names)
+
+
+@dataclass
+class PushArguments:
+    """What is published, and where."""
+
+    _argument_group_name = "publishing"
+
+    directory: str = field(
+        metadata={"help": "Output directory of a run, a checkpoint in it, or a converted checkpoint."}
+    )
+    repo: str = field(metadata={"help": "Repository on the Hub: user/name, or name for your own."})
+    private: bool | None = field(
+        default=None, metadata={"help": "Make a new repository private; your account's default where not given."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "Branch, made where it does not exist; main."})
+    token: str | None = field(
+        default=None, metadata={"help": "Access token; that of `hf auth login`, or HF_TOKEN, where not given."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "Licence by its id on the Hub, for example apache-2.0."}
+    )
+    results: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Folders with results.json of evaluations; those of these very weights go into the card."},
+    )
+    commit_message: str = field(default="Upload checkpoint", metadata={"help": "Title of the commit."})
 
 
 def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
@@ -396,6 +439,10 @@ class _RecipeArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the published weights, by its id on the Hub, for example apache-2.0."},
+    )
     disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
 
     def __post_init__(self):
@@ -529,6 +576,39 @@ def parse(
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
     return tuple(parsed)
+
+
+_NOT_OF_THE_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "num_proc", "report_to", "disable_tqdm")
+
+
+def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
+    """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
+
+    Local paths become "local:" and their last part. What names a place instead of the training (output_dir, what
+    begins with hub_, ...) is left out. The first line is a comment with the command.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(argument_types, allow_abbrev=False)
+    has_file = bool(argv) and argv[0].endswith((".yaml", ".yml"))
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
+    settings = {
+        key: value for key, value in vars(given).items() if key not in _NOT_OF_THE_RUN and not key.startswith("hub_")
+    }
+    typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
+    options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
+    command = " ".join(["python", Path(sys.argv[0]).name, *([_public_file(argv[0])] if has_file else []), *options])
+    body = yaml.safe_dump(public_settings(settings), sort_keys=False) if settings else ""
+    return f"# {without_tokens(command)}\n{without_tokens(body)}"
+
+
+def _as_typed(value: Any) -> str:
+    return shlex.join(map(str, value if isinstance(value, list) else [value]))
+
+
+def _public_file(file: str) -> str:
+    return Path(file).name if Path(file).is_absolute() or ".." in Path(file).parts else file
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

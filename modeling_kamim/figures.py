@@ -164,3 +164,35 @@ def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], ch
     axis.grid(axis="y", color="0.9")
     figure.legend(loc="outside right upper", frameon=False)
     return figure
+
+
+def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Curves of a training by step: a panel each for losses, learning rate, and accuracies of the online probe.
+
+    Args:
+        log: `trainer.state.log_history`; a panel without entries is left out.
+    """
+    panels = {
+        "loss": {"loss": "loss", "masked_l1": "masked L1, unweighted", "eval_loss": "loss, validation"},
+        "learning rate": {"learning_rate": "learning rate"},
+        "top-1 accuracy": {"probe_top1": "linear probe", "knn_top1": "nearest neighbours", "eval_top1": "validation"},
+    }
+    series = {
+        title: {
+            label: found for key, label in keys.items() if (found := [(e["step"], e[key]) for e in log if key in e])
+        }
+        for title, keys in panels.items()
+    }
+    series = {title: curves for title, curves in series.items() if curves}
+    figure = Figure(figsize=(4.6 * max(1, len(series)), 3.4), layout="constrained")
+    axes = figure.subplots(1, max(1, len(series)), squeeze=False)[0]
+    for axis, (title, curves) in zip(axes, series.items(), strict=False):
+        for (label, points), colour in zip(curves.items(), LINE_COLOURS, strict=False):
+            marker = "o" if len(points) < 15 else None
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, markersize=4, label=label)
+        axis.set(xlabel="step", ylabel=title)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.grid(color="0.9")
+        if len(curves) > 1:
+            axis.legend(frameon=False)
+    return figure

@@ -26,6 +26,7 @@ from .map_steps import decode_rows
 from .model_card import prepared_dataset_card
 
 SETTINGS_FILE = "preparation.json"
+PUBLISHED = (SETTINGS_FILE, "data/*.parquet")  # and the card
 BATCH_SIZE = 100
 
 
@@ -170,6 +171,7 @@ def prepare_dataset(
     rows_per_shard: int = 4096,
     num_proc: int = 1,
     engine: str = "local",
+    license: str | None = None,
 ) -> list[str]:
     """Write a prepared data set; shards that an interrupted call left behind are kept, and the rest is done.
 
@@ -181,6 +183,7 @@ def prepare_dataset(
         name: of the data set, for the card.
         rows_per_shard: rows of a file.
         num_proc: processes, with the local engine.
+        license: of the images, by its id on the Hub, for the card.
         engine: "local", or "ray": the cluster that `ray.init` finds, whose nodes all see the data and `output_dir`.
 
     Returns:
@@ -205,7 +208,7 @@ def prepare_dataset(
     statistics = _statistics(jobs, len(bad))
     if bad and not statistics["num_rows"]:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
-    card = prepared_dataset_card(output_dir, name, preparation, statistics)
+    card = prepared_dataset_card(output_dir, name, preparation, statistics, license)
     card.save(output_dir / "README.md")
     return bad
 

@@ -1,5 +1,8 @@
 """What transformers' Trainer cannot do by argument."""
 
+import logging
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,16 +10,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from .data import SampleDataset
 from .errors import InputError
+from .publishing import Publisher, PublishError, checkpoint_files, published_files
 from .weighting import CellWeighting, resample_density
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"  # folder in the output directory where checkpoints are written, before they are moved
+PAGE_FILES = ("README.md", "settings.yaml")
+SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk raises
 
 
 class PixelTrainer(Trainer):
     """Trainer for batches of pixels in 0 to 255: normalises on the device, restores every tensor, measures its speed.
+
+    Checkpoints appear whole or not at all: they are written aside and then renamed. One that cannot be written, or
+    cannot be published, is reported and does not end the training; a final model that cannot be written does.
+    `push_to_hub` publishes what `publishing.published_files` names, never pickles or the access token.
 
     It logs `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
     `clipped_steps` (share of steps whose gradient norm exceeded `max_grad_norm`) since the last log. The time of
@@ -31,6 +47,7 @@ class PixelTrainer(Trainer):
         # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._window = _Window()
+        self._is_saving_aside = False
         if isinstance(self.train_dataset, SampleDataset):
             self.add_callback(_EpochCallback(self.train_dataset))
 
@@ -63,9 +80,117 @@ class PixelTrainer(Trainer):
         with self._window.paused():
             return super().evaluate(*args, **kwargs)
 
-    def _save_checkpoint(self, *args, **kwargs) -> None:
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, UNFINISHED) if self._is_saving_aside else folder
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._window.paused():
-            super()._save_checkpoint(*args, **kwargs)
+            try:
+                self._save_aside(model, trial)
+            except SAVE_ERRORS as error:
+                if self.args.world_size > 1:  # the other processes wait for this one
+                    raise
+                shutil.rmtree(Path(self.args.output_dir) / UNFINISHED, ignore_errors=True)
+                logger.error("Checkpoint of step %d NOT saved, training on: %s", self.state.global_step, error)
+
+    def _save_aside(self, model: nn.Module, trial: Any) -> None:
+        """Write a checkpoint aside and rename it; then publish it, and delete older ones."""
+        output_dir = Path(self._get_output_dir(trial))
+        name = f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
+        self._is_saving_aside = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_saving_aside = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self._move_checkpoint(output_dir / UNFINISHED / name, output_dir / name)
+            if self.args.push_to_hub:
+                self._publish_checkpoint(output_dir / name)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=True)
+        self.accelerator.wait_for_everyone()
+
+    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (checkpoint.parent / f"checkpoint-{best}").exists()):
+            self.state.best_model_checkpoint = str(checkpoint.parent / f"checkpoint-{best}")
+            self.state.save_to_json(str(unfinished / "trainer_state.json"))
+        shutil.rmtree(checkpoint, ignore_errors=True)  # of an earlier run in this directory
+        unfinished.rename(checkpoint)
+        unfinished.parent.rmdir()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write the model aside and move its files, so that a full disk leaves the earlier ones whole.
+
+        training_args.bin is left out: it is a pickle with local paths and the access token in it.
+        """
+        folder = Path(output_dir or self.args.output_dir)
+        unfinished = folder / UNFINISHED
+        super()._save(str(unfinished), state_dict)
+        if self.args.should_save:
+            (unfinished / "training_args.bin").unlink()
+            for file in unfinished.iterdir():
+                file.replace(folder / file.name)
+            unfinished.rmdir()
+
+    def init_hf_repo(self, *args, **kwargs) -> None:
+        """Make the repository; where that fails, it is tried again when there is something to publish."""
+        if not self.is_world_process_zero():
+            return
+        settings = self.args
+        name = settings.hub_model_id or Path(settings.output_dir).absolute().name
+        self.publisher = Publisher(name, settings.hub_token, settings.hub_private_repo, settings.hub_revision)
+        try:
+            self.publisher.prepare()
+        except PublishError as error:
+            logger.error("Nothing can be published now, the training goes on: %s", error)
+        self.hub_model_id = self.publisher.repo_id
+        self.push_in_progress = None
+
+    def push_to_hub(self, commit_message: str | None = "End of training", *args, **kwargs) -> str | None:
+        """Publish the output directory as it is; a failure is reported with the command that repeats it.
+
+        Returns:
+            Address of the commit; None if there is none.
+        """
+        if not self.is_world_process_zero():
+            return None
+        if self.hub_model_id is None:
+            self.init_hf_repo()
+        output_dir = Path(self.args.output_dir)
+        try:
+            address = self.publisher.push(published_files(output_dir), commit_message or "End of training")
+        except PublishError as error:
+            command = self.publisher.command(output_dir)
+            logger.error("NOT published: %s\nThe checkpoint is whole in %s. Publish it: %s", error, output_dir, command)
+            return None
+        logger.info("Published: %s", address)
+        return address
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call=True)  # publishing waits for results and card
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        pass  # its files are still aside: see _publish_checkpoint
+
+    def _publish_checkpoint(self, checkpoint: Path) -> None:
+        strategy, page = self.args.hub_strategy, Path(self.args.output_dir)
+        if not self.is_world_process_zero() or strategy == HubStrategy.END:
+            return
+        files = published_files(checkpoint)
+        files |= {name: (page / name).read_bytes() for name in PAGE_FILES if (page / name).is_file()}
+        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            files |= checkpoint_files(
+                checkpoint, "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            )
+        try:
+            self.publisher.push_in_background(files, f"Training in progress, step {self.state.global_step}")
+        except OSError as error:
+            logger.warning("%s is saved, but not published: %s", checkpoint, error)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:

@@ -28,6 +28,7 @@ import pytest  # noqa: E402
 import skimage.data  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
+from loopback_hub import LoopbackHub  # noqa: E402
 from PIL import Image  # noqa: E402
 
 torch.set_num_threads(2)
@@ -66,6 +67,14 @@ def photographs(astronaut) -> list[np.ndarray]:
         coffee[100:228, 200:296],
         coffee[230:330, 150:270],
     ]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this test's own, to which this process is connected; others by `hub.environment()`."""
+    with LoopbackHub(tmp_path / "hub") as hub:
+        hub.connect(monkeypatch)
+        yield hub
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import yaml
 
 from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
 from modeling_kamim.arguments import PRETRAINING_ARGUMENTS as PRETRAINING
-from modeling_kamim.arguments import SCRIPT_ARGUMENTS, parse, read_yaml
+from modeling_kamim.arguments import SCRIPT_ARGUMENTS, given_settings, parse, read_yaml
 from modeling_kamim.errors import InputError
 from modeling_kamim.sweep import SweepArguments, command_lines, main
 
@@ -365,3 +365,19 @@ def test_sweep_prints_one_line_for_each_point(tmp_path, at_root, monkeypatch, ca
     main()
     lines = capsys.readouterr().out.splitlines()
     assert [shlex.split(line)[-1] for line in lines] == ["elsewhere/temperature-0.1", "elsewhere/temperature-1"]
+
+
+def test_the_settings_of_a_run_give_the_same_run_again(tmp_path, monkeypatch):
+    file = tmp_path / "given.yaml"
+    file.write_text("model_size: tiny\ntemperature: 0.5\nlr_scheduler_kwargs: {min_lr: 1.0e-6, warmup_lr_rate: 0.1}\n")
+    monkeypatch.setattr(sys, "argv", ["/opt/run_mim.py"])
+    argv = [str(file), "--temperature", "2", "--seed=7", "--output_dir", "/home/alice/runs", "--push_to_hub"]
+    argv += ["--dataset_name", "/home/alice/pictures", "--hub_token", "hf_0123456789abcdef"]
+    text = given_settings(PRETRAINING, argv)
+    assert "alice" not in text and "hf_" not in text
+    assert text.startswith("# python run_mim.py given.yaml --temperature 2.0 --seed 7 --dataset_name local:pictures\n")
+    again = tmp_path / "settings.yaml"
+    again.write_text(text)
+    for first, second in zip(parse(PRETRAINING, argv), parse(PRETRAINING, [str(again)]), strict=True):
+        differing = {key for key in vars(first) if getattr(first, key) != getattr(second, key)}
+        assert differing <= {"dataset_name", "output_dir", "hub_token", "push_to_hub", "distributed_state"}

@@ -33,13 +33,12 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
+from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
 
 MEASURED = frozenset(
     ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
 )
 AVERAGED = ("top1", "top5", "loss")
-EMBEDDED_PHOTOGRAPHS = "embedded photographs"
-_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def provenance(
@@ -68,7 +67,7 @@ def provenance(
         "checkpoint_sha256": None if checkpoint is None else weights_sha256(Path(checkpoint).expanduser()),
         "checkpoint_commit": None if checkpoint is None else _hub_commit(checkpoint, config),
         "model": model_figures(config),
-        "kamim": _public_settings(getattr(config, "kamim", None)),
+        "kamim": public_settings(getattr(config, "kamim", None)),
         "versions": {
             "torch": torch.__version__,
             "transformers": transformers.__version__,
@@ -81,30 +80,6 @@ def provenance(
         "device": device_name(device),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def public_name(name: str) -> str:
-    """A Hub id as it is; of anything that is, or looks like, a local path "local:" and the last part of it."""
-    if re.fullmatch(r"local:[^/\\]*", name):
-        return name
-    path = os.path.abspath(os.path.expanduser(name))
-    if _HUB_ID.fullmatch(name) and not os.path.exists(path):
-        return name
-    *parents, folder = [part for part in re.split(r"[/\\]", path) if part] or [""]
-    is_home = path == os.path.expanduser("~") or parents in (["home"], ["Users"]) or folder.startswith("~")
-    return f"local:{'home' if is_home else folder}"
-
-
-def _public_settings(settings: Any) -> dict[str, Any] | None:
-    """KAMIM's settings of a checkpoint's config, the names of data sets and all paths made public."""
-    if not isinstance(settings, Mapping):
-        return None
-
-    def public(key: str, value: Any) -> Any:
-        is_path = isinstance(value, str) and (key == "dataset_name" or re.match(r"[/~\\]|\w:[/\\]", value))
-        return public_name(value) if is_path else value
-
-    return {key: public(key, value) for key, value in settings.items()}
 
 
 def weights_sha256(directory: Path) -> str | None:
@@ -122,7 +97,7 @@ def weights_sha256(directory: Path) -> str | None:
 
 def _hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
     commit = getattr(config, "_commit_hash", None)  # transformers set it up to some 5.x
-    if commit or os.path.isdir(os.path.expanduser(checkpoint)) or not _HUB_ID.fullmatch(checkpoint):
+    if commit or os.path.isdir(os.path.expanduser(checkpoint)) or not HUB_ID.fullmatch(checkpoint):
         return commit
     cached = try_to_load_from_cache(checkpoint, "config.json")
     return Path(cached).parent.name if isinstance(cached, str) else None
@@ -215,6 +190,33 @@ def result_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a result, each with what it shares with the others; a result without rows is one row."""
     shared = {key: value for key, value in results.items() if key != "rows"}
     return [{**shared, **row} for row in results.get("rows") or [{}]]
+
+
+def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str, Any]]:
+    """Results of a checkpoint: the rows of every results.json below some folders that were measured on its weights.
+
+    In its own directory are a classifier's results (whose provenance is that of the encoder it began with), and the
+    masked L1 of pretraining's validation images.
+    """
+    weights = weights_sha256(checkpoint)
+    files = {file.resolve(): file for folder in folders for file in sorted(folder.rglob("results.json"))}
+    rows = []
+    for file in files:
+        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
+        is_own = file.parent == checkpoint.resolve()
+        rows += [row for row in found if is_own or _origin(row).get("checkpoint_sha256") == weights]
+    return [*rows, *_pretraining_rows(checkpoint)]
+
+
+def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
+    config, evaluation = checkpoint / "config.json", checkpoint / "eval_results.json"
+    if not (config.is_file() and evaluation.is_file()):
+        return []
+    kamim = json.loads(config.read_text(encoding="utf-8")).get("kamim") or {}
+    masked_l1 = json.loads(evaluation.read_text(encoding="utf-8")).get("eval_masked_l1")
+    if masked_l1 is None:
+        return []
+    return [{"masked_l1": masked_l1, "provenance": {"dataset": public_name(kamim.get("dataset_name") or "unknown")}}]
 
 
 def summarise_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
