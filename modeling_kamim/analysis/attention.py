@@ -1,0 +1,139 @@
+"""How far and how selectively attention looks, as in Park et al. 2023 (arXiv:2305.00729), section 2. Pure.
+
+Both measures have known values, which are what a figure of them must be read against:
+
+| attention | distance | normalised mutual information | entropy |
+|---|---|---|---|
+| every token attends to itself | 0 | 1 | 0 |
+| every token attends to a token of its own | mean of those distances | 1 | 0 |
+| uniform | `uniform_attention_distance` | 0 | 1 |
+| every token attends to the same tokens | anything | 0 | anything |
+
+So a long distance alone does not mean that attention is global: uniform attention has a long one too, and looks at
+nothing in particular.
+"""
+
+import math
+
+import torch
+
+COLLAPSED_NMI = 0.01  # below it the maps hardly depend on the query
+UNIFORM_ENTROPY = 0.98  # from it on they hardly depend on the key either
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def patch_attention(attention: torch.Tensor, num_prefix_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention among the patch tokens alone, as distributions, and what went to CLS and registers instead.
+
+    Args:
+        attention: `(batch_size, heads, tokens, tokens)`, rows (queries) sum to 1.
+        num_prefix_tokens: CLS and registers, which come first.
+
+    Returns:
+        `(batch_size, heads, patches, patches)`, float32, rows sum to 1; and `(batch_size, heads)`, in [0, 1], the mean
+        share of a patch's attention on the prefix tokens.
+    """
+    patches = attention[..., num_prefix_tokens:, num_prefix_tokens:].float()
+    kept = patches.sum(dim=-1, keepdim=True)
+    return patches / kept.clamp(min=_TINY), 1 - kept.squeeze(-1).mean(dim=-1)
+
+
+def token_distances(side: int, token_size: float) -> torch.Tensor:
+    """Distances between the centres of the tokens of a square grid.
+
+    Args:
+        side: tokens on each side.
+        token_size: side of a token in pixels.
+
+    Returns:
+        `(side**2, side**2)`, float32, pixels.
+    """
+    axis = torch.arange(side, dtype=torch.float32) * token_size
+    points = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
+    return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def attention_distance(attention: torch.Tensor, token_size: float) -> torch.Tensor:
+    """Mean distance from query to key under the attention weights (Dosovitskiy et al. 2021, arXiv:2010.11929, D.7).
+
+    `mean over q of sum over k of A(q, k) * |position(q) - position(k)|`.
+
+    Args:
+        attention: `(batch_size, heads, tokens, tokens)` over a square grid or window, rows sum to 1.
+        token_size: side of a token in pixels.
+
+    Returns:
+        `(batch_size, heads)`, float32, pixels.
+
+    Raises:
+        ValueError: if the tokens are no square grid.
+    """
+    side = _grid_side(attention)
+    distances = token_distances(side, token_size).to(attention.device)
+    return (attention.float() * distances).sum(dim=-1).mean(dim=-1)
+
+
+def uniform_attention_distance(side: int, token_size: float) -> float:
+    """Distance, in pixels, of attention that weights all tokens of a square grid equally.
+
+    `token_size / side^4 * sum over dx, dy of (side - |dx|) (side - |dy|) sqrt(dx^2 + dy^2)`; about 0.52 of the side of
+    a large grid.
+    """
+    return float(token_distances(side, token_size).double().mean())
+
+
+def normalised_mutual_information(attention: torch.Tensor) -> torch.Tensor:
+    """How much a key tells about its query: `I(Q; K) / sqrt(H(Q) H(K))` (Park et al. 2023, section 2.2).
+
+    Queries are taken as equally likely, `p(q, k) = A(q, k) / N`.
+
+    Args:
+        attention: `(batch_size, heads, queries, keys)`, rows sum to 1.
+
+    Returns:
+        `(batch_size, heads)`, float32, in [0, 1]: 0 where all queries look at the same (uniform attention is one such
+        case), 1 where each looks at a token of its own. 0 too where there is one token, or all look at one.
+    """
+    attention = attention.float()
+    keys = attention.mean(dim=-2)  # p(k)
+    terms = torch.xlogy(attention, attention) - torch.xlogy(attention, keys.unsqueeze(-2))
+    information = terms.sum(dim=-1).mean(dim=-1).clamp(min=0.0)
+    key_entropy = -torch.xlogy(keys, keys).sum(dim=-1)
+    scale = (key_entropy.clamp(min=0.0) * math.log(attention.shape[-2])).sqrt()
+    return torch.where(scale > 1e-6, information / scale.clamp(min=1e-6), 0.0).clamp(max=1.0)
+
+
+def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
+    """How evenly attention is spread: mean entropy of a query's attention, over that of uniform attention.
+
+    Args:
+        attention: `(batch_size, heads, queries, keys)`, rows sum to 1.
+
+    Returns:
+        `(batch_size, heads)`, float32, in [0, 1]: 0 where every query looks at one key, 1 for uniform attention.
+    """
+    attention = attention.float()
+    entropy = -torch.xlogy(attention, attention).sum(dim=-1).mean(dim=-1)
+    return entropy / math.log(attention.shape[-1]) if attention.shape[-1] > 1 else torch.ones_like(entropy)
+
+
+def collapse(nmi: float, entropy: float) -> str:
+    """Word for the attention of a layer, from its means over heads and images.
+
+    Args:
+        nmi: below 0.01 the attention has collapsed: its maps hardly depend on the query.
+        entropy: of a collapsed layer; from 0.98 on it is close to uniform.
+
+    Returns:
+        "selective", or of a collapsed layer "uniform" or "query-independent".
+    """
+    if nmi >= COLLAPSED_NMI:
+        return "selective"
+    return "uniform" if entropy >= UNIFORM_ENTROPY else "query-independent"
+
+
+def _grid_side(attention: torch.Tensor) -> int:
+    side = math.isqrt(attention.shape[-1])
+    if side**2 != attention.shape[-1] or attention.shape[-2] != attention.shape[-1]:
+        raise ValueError(f"attention is {tuple(attention.shape)}; its tokens must form a square grid")
+    return side

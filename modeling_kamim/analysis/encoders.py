@@ -1,0 +1,296 @@
+"""Encoders under analysis: tokens of every layer, attention maps, and tokens around self-attention, from pixels."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+
+from ..errors import InputError
+from ..evaluation.features import load_backbone
+from ..modeling_kamim import KamimForMaskedImageModeling, quiet_loading
+from ..processor import image_processor
+from ..transforms import channels_first
+from ..views import View
+from .attention import patch_attention
+
+
+class AnalysisRefused(Exception):
+    """An analysis that this model does not allow; the message is the reason, written into the report."""
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """Attention among the patch tokens of a layer.
+
+    Args:
+        weights: `(batch_size * windows, heads, patches, patches)`, float32, rows sum to 1; the windows of an image
+            follow each other.
+        prefix_share: `(batch_size * windows, heads)`, share of a patch's attention on CLS and registers.
+        windows: of an image; 1 where attention is global.
+        token_size: side of a token in pixels.
+    """
+
+    weights: torch.Tensor
+    prefix_share: torch.Tensor
+    windows: int
+    token_size: float
+
+    @property
+    def side(self) -> int:
+        """Tokens on each side of a window."""
+        return math.isqrt(self.weights.shape[-1])
+
+    def per_image(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over the windows of each image: `(batch_size, heads)` for `(batch_size * windows, heads)`."""
+        return values.unflatten(0, (-1, self.windows)).mean(dim=1)
+
+
+@dataclass(frozen=True)
+class EncoderOutputs:
+    """What an encoder gave for a batch.
+
+    Args:
+        layers: patch tokens `(batch_size, num_patches, dimension)` of each layer; of Swin, of each stage.
+        first_layer: number of the first of them, 0 where it is the embeddings.
+        final: patch tokens behind the encoder's own LayerNorm.
+        attentions: as the encoder's attention modules gave them, CLS included; None where they were not asked for.
+        transforms: patch tokens that enter each self-attention, and those that leave it, the residual not added.
+    """
+
+    layers: list[torch.Tensor]
+    first_layer: int
+    final: torch.Tensor
+    attentions: list[torch.Tensor] | None
+    transforms: list[tuple[torch.Tensor, torch.Tensor]]
+
+    def without_attention(self) -> "EncoderOutputs":
+        """The tokens of the layers alone: attention maps are by far the largest part."""
+        return replace(self, attentions=None, transforms=[])
+
+
+class Encoder:
+    """An encoder with its own resolution and normalisation.
+
+    Args:
+        name: in figures and tables.
+        model: an encoder of transformers.
+        image_size: side of its input in pixels.
+        mean, std: of its normalisation, for each channel.
+        device: where it runs.
+        checkpoint: where it came from; None for random weights.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: PreTrainedModel,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        checkpoint: str | None = None,
+    ):
+        self.name, self.image_size, self.checkpoint, self.device = name, image_size, checkpoint, device
+        self.mean, self.std = list(mean), list(std)
+        self.model = model.to(device).eval()
+        # The other implementations give no maps; where there is no eager one, the analyses of attention are refused
+        with quiet_loading(), suppress(ValueError, AttributeError):
+            self.model.set_attn_implementation("eager")
+
+    @property
+    def config(self) -> Any:
+        """Of the encoder."""
+        return self.model.config
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether attention is within windows, as in Swin."""
+        return hasattr(self.config, "window_size") and hasattr(self.config, "depths")
+
+    def view(self, image: np.ndarray) -> np.ndarray:
+        """An RGB image `(height, width, 3)` uint8 at the encoder's size, resized as in evaluation."""
+        return View.whole(*image.shape[:2]).of_image(image, self.image_size)
+
+    def pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """`(batch_size, 3, image_size, image_size)` normalised float32 on the device, of RGB uint8 images."""
+        batch = torch.stack([channels_first(self.view(image)) for image in images]).to(self.device).float() / 255
+        mean, std = (torch.tensor(part, device=self.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
+        return (batch - mean) / std
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray], attention: bool = False) -> EncoderOutputs:
+        """Run the encoder.
+
+        Args:
+            images: `(height, width, 3)` RGB uint8 each, of any size.
+            attention: give attention maps and the tokens around self-attention too.
+        """
+        pixels = self.pixels(images)
+        with _recorded(self.model, attention) as recorded:
+            outputs = self.model(
+                pixels, output_hidden_states=True, output_attentions=attention, **self._in_order(len(pixels))
+            )
+        is_timm = self.config.model_type == "timm_wrapper"
+        final = self._patches(outputs.last_hidden_state)
+        attentions = None
+        if attention and self.has_windows:  # the standard outputs hold the last block of each stage alone
+            attentions = [part for _, _, part in recorded if part is not None]
+        elif attention:
+            attentions = [part for part in (getattr(outputs, "attentions", None) or ()) if part is not None]
+        return EncoderOutputs(
+            layers=[self._patches(layer) for layer in outputs.hidden_states],
+            first_layer=1 if is_timm else 0,
+            final=final,
+            attentions=attentions,
+            transforms=[self._around_attention(before, after, len(pixels)) for before, after, _ in recorded],
+        )
+
+    def layer_attention(self, outputs: EncoderOutputs, index: int, batch_size: int) -> LayerAttention:
+        """Attention among the patch tokens of one layer.
+
+        Args:
+            outputs: of a call with `attention`.
+            index: of the layer, from 0.
+            batch_size: images in it.
+
+        Raises:
+            AnalysisRefused: if the encoder gives no maps, or its tokens are no square grid.
+        """
+        weights = self.attention_maps(outputs)[index]
+        windows = len(weights) // batch_size
+        prefix = 0 if self.has_windows else _num_prefix_tokens(weights.shape[-1], self._grid_side())
+        patches, prefix_share = patch_attention(weights, prefix)
+        side = math.sqrt(windows * patches.shape[-1])
+        if side != int(side) or self.image_size % int(side):
+            raise AnalysisRefused(
+                f"its attention covers {windows} x {patches.shape[-1]} tokens, which are no square grid that divides "
+                f"{self.image_size} px (padded windows?)"
+            )
+        return LayerAttention(patches, prefix_share, windows, self.image_size / side)
+
+    def attention_maps(self, outputs: EncoderOutputs) -> list[torch.Tensor]:
+        """The attention of every layer, CLS included.
+
+        Raises:
+            AnalysisRefused: if the encoder gives none.
+        """
+        if not outputs.attentions or any(part.ndim != 4 for part in outputs.attentions):
+            raise AnalysisRefused(f"{self.config.model_type} gives no attention maps through its outputs")
+        return outputs.attentions
+
+    def _patches(self, layer: torch.Tensor) -> torch.Tensor:
+        if layer.ndim == 4:  # (batch_size, channels, rows, columns)
+            return layer.flatten(2).transpose(1, 2)
+        expected = None if self.has_windows else self._grid_side()
+        return layer[:, _num_prefix_tokens(layer.shape[1], expected) :]
+
+    def _grid_side(self) -> int | None:
+        patch_size = getattr(self.config, "patch_size", None)
+        return self.image_size // patch_size if isinstance(patch_size, int) else None
+
+    def _in_order(self, batch_size: int) -> dict[str, torch.Tensor]:
+        if self.config.model_type != "vit_mae":
+            return {}
+        # A masked autoencoder shuffles its patches, even when it keeps them all, by the order of this noise
+        num_patches = (self.image_size // self.config.patch_size) ** 2
+        return {"noise": torch.arange(num_patches, device=self.device).float().expand(batch_size, -1)}
+
+    def _around_attention(
+        self, before: torch.Tensor, after: torch.Tensor, batch_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.has_windows:  # (batch_size * windows, tokens, dimension)
+            return before.reshape(batch_size, -1, before.shape[-1]), after.reshape(batch_size, -1, after.shape[-1])
+        return self._patches(before), self._patches(after)
+
+
+def token_map(tokens: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, dimension, side, side)` for the tokens `(batch_size, side**2, dimension)` of a square grid.
+
+    Raises:
+        AnalysisRefused: if they are none.
+    """
+    side = math.isqrt(tokens.shape[1])
+    if side**2 != tokens.shape[1]:
+        raise AnalysisRefused(f"its {tokens.shape[1]} tokens are no square grid")
+    return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+
+def _num_prefix_tokens(num_tokens: int, expected_side: int | None) -> int:
+    """CLS and registers among the tokens: what is over the largest square, or over the expected grid."""
+    if expected_side is not None and num_tokens >= expected_side**2:
+        return num_tokens - expected_side**2
+    return num_tokens - math.isqrt(num_tokens) ** 2
+
+
+@contextmanager
+def _recorded(model: nn.Module, active: bool) -> Iterator[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]:
+    """What enters and leaves every self-attention module while the model runs, and its maps where it returns them."""
+    recorded: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+
+    def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after, *rest = output if isinstance(output, tuple) else (output,)
+        weights = rest[0] if rest and isinstance(rest[0], torch.Tensor) and rest[0].ndim == 4 else None
+        recorded.append((before, after, weights))
+
+    handles = [m.register_forward_hook(record, with_kwargs=True) for m in _attention_modules(model)] if active else []
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules whose class is named after attention, in the order of the blocks."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        is_inner = any(name.startswith(f"{outer}.") for outer in found)
+        if type(module).__name__.endswith("Attention") and not is_inner:
+            found[name] = module
+    return list(found.values())
+
+
+def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
+    """Encoder of a checkpoint, directory or Hub id, with the resolution and normalisation that are saved with it.
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    backbone = load_backbone(checkpoint, "vit", "base", None, "mean")
+    processor = image_processor(backbone.image_size, checkpoint)
+    return Encoder(
+        name, backbone.model, backbone.image_size, processor.image_mean, processor.image_std, device, checkpoint
+    )
+
+
+def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:
+    """Encoder of the same architecture, resolution and normalisation with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModel.from_config(like.config)
+    return Encoder(name, model, like.image_size, like.mean, like.std, like.device)
+
+
+def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
+    """The checkpoint of an encoder as the model that was pretrained, with its decoder.
+
+    Raises:
+        AnalysisRefused: if it has no decoder of masked image modelling.
+    """
+    if encoder.checkpoint is None:
+        raise AnalysisRefused("random weights reconstruct nothing")
+    try:
+        with quiet_loading():
+            model, info = KamimForMaskedImageModeling.from_pretrained(encoder.checkpoint, output_loading_info=True)
+    except (InputError, OSError, ValueError) as error:
+        raise AnalysisRefused(str(error).strip().splitlines()[0]) from error
+    if info["missing_keys"]:
+        raise AnalysisRefused("its checkpoint holds no decoder of masked image modelling")
+    return model.to(encoder.device).eval()

@@ -1,0 +1,41 @@
+"""What the keypoint weights of an image are made of: keypoints, density, weights by temperature and cell size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..keypoints import KeypointDetector
+from ..weighting import cell_density, keypoint_weights
+
+TEMPERATURES = (0.1, 0.25, 0.5, 1.0)  # Table 2 of arXiv:2407.13873
+CELL_SIZES = (8, 16, 32)
+
+
+def keypoint_positions(detector: KeypointDetector, image: np.ndarray) -> np.ndarray:
+    """`(num_keypoints, 2)` float64, x and y in pixels, of an RGB image `(height, width, 3)` uint8."""
+    return np.array([keypoint.pt for keypoint in detector.detect(image)], np.float64).reshape(-1, 2)
+
+
+def weight_grid(
+    detector: KeypointDetector, image: np.ndarray, temperatures: Sequence[float], cell_sizes: Sequence[int]
+) -> dict[tuple[int, float], np.ndarray]:
+    """Weights of an image by cell size and temperature (arXiv:2407.13873, Eq. 2).
+
+    Args:
+        detector: from an image to its keypoint map.
+        image: `(size, size, 3)`, uint8.
+        temperatures: T > 0.
+        cell_sizes: w_ps in pixels; those that do not divide the image are left out.
+
+    Returns:
+        From `(cell_size, temperature)` to `(size / cell_size, size / cell_size)` float32, >= 1.
+    """
+    keypoint_map = detector(image)
+    grid = {}
+    for cell_size in cell_sizes:
+        if image.shape[0] % cell_size == 0:
+            density = torch.from_numpy(cell_density(keypoint_map, cell_size))
+            for temperature in temperatures:
+                grid[cell_size, temperature] = keypoint_weights(density, temperature).numpy()
+    return grid

@@ -1,0 +1,54 @@
+"""Where the masked loss goes: its share by quantile of the keypoint weights. Pure."""
+
+import math
+
+import numpy as np
+import torch
+
+NUM_QUANTILES = 10
+
+
+def cell_errors(
+    reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Absolute error, mask and weights on the largest cells that divide both a mask token and a weight cell.
+
+    Args:
+        reconstruction, target: `(batch_size, channels, size, size)`.
+        mask: `(batch_size, rows, rows)`, bool, True where masked.
+        weights: `(batch_size, cells, cells)`.
+
+    Returns:
+        Mean absolute error of each cell, mask and weights, each `(batch_size, number of cells)`.
+    """
+    batch_size, channels, size, _ = target.shape
+    side = math.lcm(mask.shape[1], weights.shape[1])
+    difference = (reconstruction.float() - target.float()).abs()
+    errors = difference.reshape(batch_size, channels, side, size // side, side, size // side).mean(dim=(1, 3, 5))
+    return errors.flatten(1), _expand(mask, side).flatten(1), _expand(weights, side).flatten(1)
+
+
+def _expand(grid: torch.Tensor, side: int) -> torch.Tensor:
+    times = side // grid.shape[1]
+    return grid.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+
+
+def loss_shares(loss: np.ndarray, weights: np.ndarray, num_quantiles: int = NUM_QUANTILES) -> np.ndarray:
+    """Share of an image's loss in each quantile of its cells, ordered by weight.
+
+    Cells of equal weight cannot be ordered: each gets the mean loss of them all, so equal weights give equal shares.
+
+    Args:
+        loss: `(num_cells,)`, >= 0, not all 0: of the masked cells.
+        weights: `(num_cells,)`.
+        num_quantiles: equal parts of the cells; they may cut through a cell.
+
+    Returns:
+        `(num_quantiles,)`, float64, sums to 1; the cells of least weight first.
+    """
+    loss = np.asarray(loss, np.float64)
+    _, group, counts = np.unique(weights, return_inverse=True, return_counts=True)
+    ends = np.concatenate([[0.0], np.cumsum(counts)])
+    totals = np.concatenate([[0.0], np.cumsum(np.bincount(group.ravel(), weights=loss))])
+    edges = np.linspace(0, len(loss), num_quantiles + 1)
+    return np.diff(np.interp(edges, ends, totals)) / totals[-1]

@@ -1,0 +1,359 @@
+"""The numbers behind the figures, gathered over batches of images; none of these grows with their number.
+
+A measure is fed by `update` and gives `rows`: dictionaries, one for each line of its CSV file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..keypoints import KeypointDetector
+from ..masking import block_mask
+from ..weighting import cell_density, keypoint_weights
+from .attention import (
+    attention_distance,
+    attention_entropy,
+    normalised_mutual_information,
+    uniform_attention_distance,
+)
+from .encoders import AnalysisRefused, Encoder, EncoderOutputs, load_decoder, token_map
+from .fourier import diagonal_frequencies, log_amplitude
+from .loss_share import NUM_QUANTILES, cell_errors, loss_shares
+from .similarity import GramAccumulator, MinibatchCka, effective_rank
+from .streaming import RunningMoments
+
+Row = dict[str, Any]
+
+
+class AttentionMeasure:
+    """Attention distance and normalised mutual information of every layer and head of an encoder."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self._distance: list[RunningMoments] = []
+        self._nmi: list[RunningMoments] = []
+        self._entropy: list[RunningMoments] = []
+        self._prefix: list[RunningMoments] = []
+        self._geometry: list[tuple[int, float, int]] = []
+
+    def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
+        """Add a batch.
+
+        Raises:
+            AnalysisRefused: if the encoder gives no attention maps over a square grid.
+        """
+        for index in range(len(self.encoder.attention_maps(outputs))):
+            layer = self.encoder.layer_attention(outputs, index, batch_size)
+            if len(self._distance) == index:
+                self._distance.append(RunningMoments())
+                self._nmi.append(RunningMoments())
+                self._entropy.append(RunningMoments())
+                self._prefix.append(RunningMoments())
+                self._geometry.append((layer.side, layer.token_size, layer.windows))
+            for moments, values in (
+                (self._distance, attention_distance(layer.weights, layer.token_size)),
+                (self._nmi, normalised_mutual_information(layer.weights)),
+                (self._entropy, attention_entropy(layer.weights)),
+                (self._prefix, layer.prefix_share),
+            ):
+                heads = layer.per_image(values)
+                moments[index].update(torch.cat([heads, heads.mean(dim=1, keepdim=True)], dim=1))
+
+    def distance_rows(self) -> list[Row]:
+        """A row for each layer and head, and one with head "mean"; distances in pixels of the model's own input."""
+        rows: list[Row] = []
+        for index, (side, token_size, windows) in enumerate(self._geometry):
+            uniform = uniform_attention_distance(side, token_size)
+            for head, distance, std in _heads(self._distance[index]):
+                rows.append(
+                    {
+                        "model": self.encoder.name,
+                        "layer": index + 1,
+                        "head": head,
+                        "distance": distance,
+                        "std": std,
+                        "uniform_distance": uniform,
+                        "relative_to_uniform": distance / uniform if uniform else float("nan"),
+                        "image_size": self.encoder.image_size,
+                        "token_size": token_size,
+                        "windows": windows,
+                        "num_images": self._distance[index].count,
+                    }
+                )
+        return rows
+
+    def nmi_rows(self) -> list[Row]:
+        """A row for each layer and head, and one with head "mean"."""
+        return [
+            {
+                "model": self.encoder.name,
+                "layer": index + 1,
+                "head": head,
+                "nmi": nmi,
+                "std": std,
+                "uniform_nmi": 0.0,
+                "entropy": entropy,
+                "prefix_share": share,
+                "num_images": moments.count,
+            }
+            for index, moments in enumerate(self._nmi)
+            for (head, nmi, std), (_, entropy, _), (_, share, _) in zip(
+                _heads(moments), _heads(self._entropy[index]), _heads(self._prefix[index]), strict=True
+            )
+        ]
+
+
+def _heads(moments: RunningMoments) -> list[tuple[int | str, float, float]]:
+    """Head, mean and standard deviation over images; "mean" over the heads at last."""
+    names = [*range(1, len(moments.mean)), "mean"]
+    return [(name, float(mean), float(std)) for name, mean, std in zip(names, moments.mean, moments.std, strict=True)]
+
+
+class FourierMeasure:
+    """Log amplitudes of the token maps of every layer of an encoder."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self._moments: dict[int, tuple[int, RunningMoments, RunningMoments]] = {}
+
+    def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
+        """Add a batch.
+
+        Raises:
+            AnalysisRefused: if the tokens are no square grid.
+        """
+        for layer, tokens in enumerate(outputs.layers, outputs.first_layer):
+            tokens = token_map(tokens)
+            if layer not in self._moments:
+                self._moments[layer] = (tokens.shape[-1], RunningMoments(), RunningMoments())
+            amplitude = log_amplitude(tokens)
+            self._moments[layer][1].update(amplitude)
+            self._moments[layer][2].update(amplitude - amplitude[:, :1])
+
+    def rows(self) -> list[Row]:
+        """A row for each layer and frequency."""
+        return [
+            {
+                "model": self.encoder.name,
+                "layer": layer,
+                "frequency_pi": float(frequency),
+                "cycles_per_pixel": float(frequency) / 2 * side / self.encoder.image_size,
+                "log_amplitude": amplitude,
+                "relative_log_amplitude": relative_mean,
+                "std": std,
+                "num_images": absolute.count,
+            }
+            for layer, (side, absolute, relative) in self._moments.items()
+            for frequency, amplitude, relative_mean, std in zip(
+                diagonal_frequencies(side).tolist(), absolute.mean, relative.mean, relative.std, strict=True
+            )
+        ]
+
+
+class RankMeasure:
+    """RankMe of every layer of an encoder: of the images' mean patch tokens, and of all patch tokens."""
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self._grams: dict[tuple[int | str, str], GramAccumulator] = {}
+
+    def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
+        """Add a batch."""
+        for layer, tokens in _named_layers(outputs):
+            for features, rows in (("images", tokens.mean(dim=1)), ("tokens", tokens.flatten(0, 1))):
+                self._grams.setdefault((layer, features), GramAccumulator()).update(rows)
+
+    def rows(self) -> list[Row]:
+        """A row for each layer and kind of features."""
+        rows: list[Row] = []
+        for (layer, features), gram in self._grams.items():
+            values = gram.singular_values()
+            limit = min(gram.num_rows, len(values))
+            rows.append(
+                {
+                    "model": self.encoder.name,
+                    "layer": layer,
+                    "features": features,
+                    "rankme": effective_rank(values[:limit]),
+                    "rankme_centred": effective_rank(gram.singular_values(centred=True)[:limit]),
+                    "dimension": len(values),
+                    "num_rows": gram.num_rows,
+                }
+            )
+        return rows
+
+
+class CkaMeasure:
+    """Linear CKA between the mean patch tokens of all layers of all encoders."""
+
+    def __init__(self) -> None:
+        self._cka = MinibatchCka()
+        self._names: list[tuple[str, int | str]] = []
+        self._num_images = 0
+
+    def update(self, outputs: Mapping[str, EncoderOutputs]) -> None:
+        """Add a batch of the same images, by the encoders' names."""
+        features, names = [], []
+        for name, output in outputs.items():
+            for layer, tokens in _named_layers(output):
+                names.append((name, layer))
+                features.append(tokens.mean(dim=1))
+        self._names = names
+        self._num_images += len(features[0])
+        self._cka.update(features)
+
+    def rows(self) -> list[Row]:
+        """A row for each pair of layers.
+
+        Raises:
+            AnalysisRefused: for fewer than 4 images.
+        """
+        if self._num_images < 4:
+            raise AnalysisRefused(f"CKA needs at least 4 images, not {self._num_images}")
+        matrix = self._cka.result()
+        return [
+            {"model": a, "layer": i, "other_model": b, "other_layer": j, "cka": float(matrix[row, column])}
+            for row, (a, i) in enumerate(self._names)
+            for column, (b, j) in enumerate(self._names)
+        ]
+
+
+def _named_layers(outputs: EncoderOutputs) -> list[tuple[int | str, torch.Tensor]]:
+    return [*enumerate(outputs.layers, outputs.first_layer), ("final", outputs.final)]
+
+
+class KeypointSettings:
+    """How keypoints become weights: of the first model that was trained with them, else the paper's defaults.
+
+    Args:
+        encoders: whose configs are looked at.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder] = ()):
+        stored = [getattr(encoder.config, "kamim", None) or {} for encoder in encoders]
+        trained = next((kamim for kamim in stored if kamim.get("weighting", "none") != "none"), {})
+        any_kamim = trained or next((kamim for kamim in stored if kamim), {})
+        parameters = json.loads(trained.get("keypoint_detector_args") or "{}")
+        self.detector = KeypointDetector(
+            trained.get("keypoint_detector", "fast"), trained.get("keypoint_footprint", "circle"), parameters
+        )
+        self.cell_size: int = trained.get("weight_patch_size", 8)
+        self.temperature: float = trained.get("temperature", 0.25)
+        self.mask_patch_size: int = any_kamim.get("mask_patch_size", 32)
+        self.mask_ratio: float = any_kamim.get("mask_ratio", 0.6)
+
+    def weights(self, views: Sequence[np.ndarray]) -> torch.Tensor:
+        """`(batch_size, cells, cells)` float32 >= 1, of RGB uint8 images at a model's size.
+
+        Raises:
+            AnalysisRefused: if the cells do not divide the images.
+        """
+        if views[0].shape[0] % self.cell_size:
+            raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {views[0].shape[0]} px")
+        densities = [cell_density(self.detector(view), self.cell_size) for view in views]
+        return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
+
+    def describe(self) -> str:
+        """In one line."""
+        return (
+            f"{self.detector.name.upper()}, footprint {self.detector.footprint}, w_ps {self.cell_size}, "
+            f"T {self.temperature:g}; masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
+        )
+
+
+class Reconstructor:
+    """A pretrained model with its decoder, and the masks that it is given.
+
+    Args:
+        encoder: whose checkpoint it is.
+        settings: of masks and weights.
+        seed: of the masks.
+
+    Raises:
+        AnalysisRefused: if the checkpoint has no decoder, or the mask does not fit its tokens.
+    """
+
+    def __init__(self, encoder: Encoder, settings: KeypointSettings, seed: int):
+        self.encoder, self.settings, self.seed = encoder, settings, seed
+        self.model = load_decoder(encoder)
+        patch_size = self.model.config.patch_size
+        if encoder.image_size % settings.mask_patch_size or settings.mask_patch_size % patch_size:
+            raise AnalysisRefused(
+                f"mask blocks of {settings.mask_patch_size} px do not fit {encoder.image_size} px and patches of "
+                f"{patch_size} px"
+            )
+        self.token_side = encoder.image_size // patch_size
+
+    def mask(self, indices: Sequence[int]) -> torch.Tensor:
+        """`(batch_size, rows, rows)` bool; that of an image depends on its number and the seed alone."""
+        size, settings = self.encoder.image_size, self.settings
+        patch_size = size // self.token_side
+        masks = [
+            block_mask(size, settings.mask_patch_size, patch_size, settings.mask_ratio, Random(self.seed << 64 | index))
+            for index in indices
+        ]
+        return torch.from_numpy(np.stack(masks)).unflatten(1, (self.token_side, self.token_side))
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Sequence[np.ndarray], indices: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """pixel_values and reconstruction `(batch_size, 3, size, size)`, normalised, and the mask; on the CPU."""
+        pixels, mask = self.encoder.pixels(images), self.mask(indices)
+        bool_masked_pos = mask.flatten(1).to(pixels.device)
+        output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)
+        return pixels.cpu(), output.reconstruction.float().cpu(), mask
+
+
+class LossShareMeasure:
+    """Share of a model's masked loss in each decile of the keypoint weights, without and with these weights."""
+
+    def __init__(self, reconstructor: Reconstructor):
+        self.reconstructor = reconstructor
+        self._shares = {"none": RunningMoments(), "keypoint": RunningMoments()}
+        self._weights = RunningMoments()
+
+    def update(self, images: Sequence[np.ndarray], first: int) -> None:
+        """Add a batch.
+
+        Args:
+            images: RGB uint8.
+            first: number of the first of them.
+
+        Raises:
+            AnalysisRefused: if the weight cells do not fit the model.
+        """
+        encoder = self.reconstructor.encoder
+        weights = self.reconstructor.settings.weights([encoder.view(image) for image in images])
+        pixels, reconstruction, mask = self.reconstructor(images, range(first, first + len(images)))
+        errors, masked, cells = cell_errors(reconstruction, pixels, mask, weights)
+        for error, is_masked, weight in zip(errors.numpy(), masked.numpy(), cells.numpy(), strict=True):
+            error, weight = error[is_masked], weight[is_masked]
+            for name, loss in (("none", error), ("keypoint", weight * error)):
+                self._shares[name].update(torch.from_numpy(loss_shares(loss, weight))[None])
+            # the same quantiles of the weights themselves
+            mean_weights = loss_shares(weight, weight) * weight.sum() / len(weight) * NUM_QUANTILES
+            self._weights.update(torch.from_numpy(mean_weights)[None])
+
+    def rows(self) -> list[Row]:
+        """A row for each weighting of the loss and each decile, the least weights first."""
+        return [
+            {
+                "model": self.reconstructor.encoder.name,
+                "loss_weighting": name,
+                "quantile": quantile + 1,
+                "num_quantiles": NUM_QUANTILES,
+                "share": share,
+                "std": std,
+                "mean_weight": mean_weight,
+                "num_images": moments.count,
+            }
+            for name, moments in self._shares.items()
+            for quantile, (share, std, mean_weight) in enumerate(
+                zip(moments.mean, moments.std, self._weights.mean, strict=True)
+            )
+        ]

@@ -1,0 +1,106 @@
+"""What was learned: the paper's analyses (section 5 and appendix) and more, for any number of models side by side.
+
+python run_analysis.py --models kamim=outputs/mim --output_dir figures
+python run_analysis.py --models kamim=DIR simmim=DIR mocov3=DIR random --dataset_name path/to/images
+python run_analysis.py --models kamim=DIR --analyses attention fourier --num_images 1000
+
+The output directory gets report.md, every figure as PNG and PDF, and every number behind them as CSV.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+import cv2
+import torch
+
+from modeling_kamim.analysis.arguments import RANDOM, AnalysisArguments
+from modeling_kamim.analysis.encoders import Encoder, load_encoder, random_encoder
+from modeling_kamim.analysis.images import AnalysisImages, load_analysis_images
+from modeling_kamim.analysis.pipeline import AnalysisRun
+from modeling_kamim.analysis.report import write_report
+from modeling_kamim.analysis.tokens import check_scikit_learn
+from modeling_kamim.arguments import parse
+from modeling_kamim.data import report_bad_images
+from modeling_kamim.errors import InputError, run
+from modeling_kamim.evaluation.results import device_name
+from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+
+logger = logging.getLogger("run_analysis")
+
+
+def main() -> None:
+    (args,) = parse((AnalysisArguments,), None, __doc__)
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    cv2.setNumThreads(1)
+    if {"tsne", "pca"} & set(args.analyses):
+        check_scikit_learn()
+    start = time.perf_counter()
+
+    device = choose_device(args.device)
+    encoders, reference = load_encoders(args, device)
+    images, bad = load_analysis_images(args)
+    report_bad_images(bad, Path(args.output_dir), should_save=True)
+    logger.info("%s on %d images", ", ".join(encoder.name for encoder in encoders), len(images))
+
+    sections = AnalysisRun(args, encoders, reference, images).run()
+    seconds = time.perf_counter() - start
+    write_report(Path(args.output_dir) / "report.md", sections, facts(args, encoders, reference, images, seconds))
+    logger.info("report.md, figures and tables are in %s (%.0f s)", args.output_dir, seconds)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that is named, or for "auto" a GPU if there is one.
+
+    Raises:
+        InputError: if torch does not know it, or cannot use it here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"device is {name!r}: {reason}; give auto, cpu, cuda, cuda:N or mps") from error
+    return device
+
+
+def load_encoders(args: AnalysisArguments, device: torch.device) -> tuple[list[Encoder], Encoder | None]:
+    """The models that are named, in their order, and random weights as a reference where they are not among them."""
+    named = args.named_models()
+    loaded = {name: load_encoder(name, path, device) for name, path in named.items() if path is not None}
+    random = None
+    if RANDOM in named or args.random_reference:
+        random = random_encoder(RANDOM, next(iter(loaded.values())), args.seed)
+    if RANDOM in named and random is not None:
+        loaded[RANDOM] = random
+    return [loaded[name] for name in named], None if RANDOM in named else random
+
+
+def facts(
+    args: AnalysisArguments, encoders: list[Encoder], reference: Encoder | None, images: AnalysisImages, seconds: float
+) -> list[str]:
+    """What the report says first: models, images, time; without local paths."""
+    models = [f"{encoder.name} ({describe(encoder)})" for encoder in encoders]
+    lines = [f"Models: {'; '.join(models)}."]
+    if reference is not None:
+        lines.append(f"Reference: random weights of {encoders[0].name}'s architecture (seed {args.seed}).")
+    data = EMBEDDED_PHOTOGRAPHS if args.dataset_name is None else public_name(args.dataset_name)
+    lines.append(f"Images: {len(images)} of {data}, split {images.split}, drawn with seed {args.seed}.")
+    threads = torch.get_num_threads()
+    lines.append(f"Time: {seconds:.0f} s on {device_name(encoders[0].device)}, {threads} CPU thread(s).")
+    return lines
+
+
+def describe(encoder: Encoder) -> str:
+    """Checkpoint, architecture and input of an encoder."""
+    source = "random weights" if encoder.checkpoint is None else public_name(encoder.checkpoint)
+    patch_size = getattr(encoder.config, "patch_size", None)
+    patches = f", patches of {patch_size} px" if isinstance(patch_size, int) else ""
+    return f"{source}, {encoder.config.model_type} at {encoder.image_size} px{patches}"
+
+
+if __name__ == "__main__":
+    run(main)
