@@ -1,6 +1,8 @@
 """Offline, few threads, and every cache in a temporary directory; set before anything of HuggingFace is imported."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -75,6 +77,21 @@ def hub(tmp_path, monkeypatch):
     with LoopbackHub(tmp_path / "hub") as hub:
         hub.connect(monkeypatch)
         yield hub
+
+
+@pytest.fixture(scope="session")
+def install_beside(tmp_path_factory):
+    """Callable from requirements to a folder with these packages alone, to go before this environment's others."""
+
+    def install(*requirements: str) -> Path:
+        folder = tmp_path_factory.mktemp("packages")
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *requirements]
+        installed = subprocess.run(pip, capture_output=True, text=True)
+        if installed.returncode:
+            pytest.skip(f"pip cannot download {requirements}: {installed.stderr.strip().splitlines()[-1]}")
+        return folder
+
+    return install
 
 
 @pytest.fixture(autouse=True)

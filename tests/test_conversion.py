@@ -420,23 +420,12 @@ torch.save(outputs, f"{folder}/outputs.pth")
 """
 
 
-@pytest.fixture(scope="module")
-def old_transformers(tmp_path_factory):
-    """A folder with transformers 4.38.1, which goes before this environment's packages."""
-    folder = tmp_path_factory.mktemp("transformers_4_38_1")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *OLD_PACKAGES]
-    installed = subprocess.run(pip, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"pip cannot download transformers 4.38.1: {installed.stderr.strip().splitlines()[-1]}")
-    return folder
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["vit", "swin"])
-def test_file_and_outputs_of_transformers_4_38_1(model_type, old_transformers, tmp_path):
+def test_file_and_outputs_of_transformers_4_38_1(model_type, install_beside, tmp_path):
     config = VIT if model_type == "vit" else SWIN
     program = [sys.executable, "-c", OLD_PROGRAM, str(tmp_path), json.dumps(config), model_type]
-    environment = os.environ | {"PYTHONPATH": str(old_transformers)}
+    environment = os.environ | {"PYTHONPATH": str(install_beside(*OLD_PACKAGES))}
     ran = subprocess.run(program, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     file = torch.load(tmp_path / "file.pth", weights_only=True)

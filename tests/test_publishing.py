@@ -296,6 +296,29 @@ assert len(extract(Image.new("RGB", (50, 40)))[0]) == 5
 """
 
 
+OLD_PACKAGES = ("transformers==4.57.1", "tokenizers==0.22.1", "huggingface_hub==0.36.0")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["vit", "swin"])
+def test_transformers_4_57_loads_the_same_features(hub, tmp_path, monkeypatch, install_beside, model_type):
+    output_dir = tmp_path / "mim"
+    size = "32" if model_type == "vit" else "96"
+    model = ["--model_type", model_type, "--model_size", "tiny", "--image_size", size]
+    model += ["--mask_patch_size", "16" if model_type == "vit" else "32"]
+    push = ["--push_to_hub", "--hub_model_id", "user/kamim", "--hub_token", hub.token]
+    script(monkeypatch, run_mim, *model, *QUICK, "--max_train_samples", "16", *push, "--output_dir", output_dir)
+    version = "import transformers; assert transformers.__version__ == '4.57.1', transformers.__version__\n"
+    program = version + LOAD.replace("3 * 32 * 32", f"3 * {size}**2").replace("32, 32)", f"{size}, {size})")
+    program = program.replace("== 32", f"== {size}").split("from PIL")[0]
+    environment = hub.environment() | {"PYTHONPATH": str(install_beside(*OLD_PACKAGES))}
+    subprocess.run([sys.executable, "-c", program, tmp_path / "features.pt"], env=environment, cwd=tmp_path, check=True)
+    current = AutoModel.from_pretrained(output_dir).eval()
+    with torch.no_grad():
+        expected = current(torch.linspace(-1, 1, 3 * int(size) ** 2).view(1, 3, int(size), int(size)))
+    torch.testing.assert_close(torch.load(tmp_path / "features.pt"), expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
 def test_a_run_is_published_and_loads_anywhere(hub, tmp_path, monkeypatch):
     """Two steps with --push_to_hub; then, in a fresh process without this package, the same features by name."""
     output_dir = tmp_path / "alice_mim"
