@@ -65,8 +65,10 @@ from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import classifier_card
 from modeling_kamim.modeling_kamim import quiet_loading
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
-from modeling_kamim.trainer import ClassificationTrainer, MaskedImageTrainer, find_checkpoint
+from modeling_kamim.resume import find_checkpoint, run_settings
+from modeling_kamim.trainer import ClassificationTrainer, MaskedImageTrainer
 from modeling_kamim.transforms import MaskedImageTransform
 
 logger = logging.getLogger("run_classification")
@@ -84,6 +86,7 @@ def main() -> None:
         write_report(build_report([Path(folder) for folder in class_args.report]), output_dir)
         logger.info("report.md and report.tex are in %s", output_dir)
         return
+    check_launch(training_args)
     cv2.setNumThreads(1)
     set_seed(training_args.seed)
     if class_args.mode == "reconstruction":
@@ -203,6 +206,7 @@ class Evaluation:
                 compute_metrics=metrics,
                 preprocess_logits_for_metrics=best_classes,
                 parameter_groups=groups,
+                run_settings=run_settings(self.data_args, class_args, args, num_train_images=len(train_dataset)),
                 callbacks=[average] if average else None,
                 optimizer_cls_and_kwargs=lars(args) if class_args.protocol == "mae" else None,
             )

@@ -45,8 +45,11 @@ from modeling_kamim.figures import curves_figure, reconstruction_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
-from modeling_kamim.trainer import MaskedImageTrainer, find_checkpoint
+from modeling_kamim.resume import find_checkpoint, run_settings
+from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
+from modeling_kamim.trainer import MaskedImageTrainer
 from modeling_kamim.transforms import MaskedImageTransform
 
 logger = logging.getLogger("run_mim")
@@ -66,13 +69,15 @@ CONFIG_KEYS = (
 
 
 def main() -> None:
-    data_args, kamim_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    data_args, kamim_args, stream_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
     logging.basicConfig(
         level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
     cv2.setNumThreads(1)
+    check_launch(training_args)
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
+    stream = open_stream(data_args, kamim_args, probe_args, training_args) if stream_args.streaming else None
 
     # Model
     kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
@@ -85,7 +90,7 @@ def main() -> None:
     page.begin(pretraining_card(page.run, config))
 
     # Data
-    images = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     image_column = find_image_column(train_images, data_args.image_column)
     weighting = kamim_args.cell_weighting()
@@ -106,25 +111,34 @@ def main() -> None:
     bad_images: list[str] = []
 
     def prepare(split: Dataset, max_samples: int | None, transform: MaskedImageTransform) -> SampleDataset:
+        if stream:
+            split = split.take(max_samples, transform.columns, training_args.seed)
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
                 split, image_column, densities, data_args.bad_images == "skip", data_args.num_proc
             )
         bad_images.extend(bad)
-        split = split.select_columns([image_column, *([densities.column] if densities else [])])
+        split = split.select_columns(list(transform.columns))
         return SampleDataset(split, transform, training_args.seed)
 
-    train_dataset = prepare(train_images, data_args.max_train_samples, transform)
+    train_dataset: SampleDataset | SampleStream
+    if stream:
+        skip = data_args.bad_images == "skip"
+        train_dataset = SampleStream.of_process(train_images, transform, training_args, stream_args.shuffle_buffer, skip)
+    else:
+        train_dataset = prepare(train_images, data_args.max_train_samples, transform)
+    num_images = None if stream else len(train_dataset)
     eval_dataset = None
     if validation_images is not None:
         eval_transform = dataclasses.replace(transform, random_view=None)
         eval_dataset = prepare(validation_images, data_args.max_eval_samples, eval_transform)
-    report_bad_images(bad_images, output_dir, training_args.should_save)
+    shown = eval_dataset or (prepare(train_images, 4, transform) if stream else train_dataset)
+    (list_bad_images if stream else report_bad_images)(bad_images, output_dir, training_args.should_save)
 
     # Training
-    describe_run(kamim_args, training_args, model, len(train_dataset))
-    trainer = MaskedImageTrainer(
+    describe_run(kamim_args, training_args, model, num_images)
+    trainer = (StreamTrainer if stream else MaskedImageTrainer)(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
@@ -133,10 +147,13 @@ def main() -> None:
         processing_class=processor,
         weighting=weighting,
         num_cells=config.image_size // kamim_args.weight_patch_size,
+        run_settings=run_settings(
+            data_args, kamim_args, stream_args, probe_args, training_args, num_train_images=num_images
+        ),
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
     if probe_args.probe_every:
-        steps_per_epoch = math.ceil(len(train_dataset) / training_args.total_batch_size)
+        steps_per_epoch = math.ceil(num_images / training_args.total_batch_size)
         steps = probe_args.probe_steps(steps_per_epoch)
         trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps))
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -154,7 +171,7 @@ def main() -> None:
     # Checkpoint page
     if training_args.should_save:
         log = trainer.state.log_history
-        draw_reconstructions(model, eval_dataset or train_dataset, trainer, output_dir / "reconstructions.png")
+        draw_reconstructions(model, shown, trainer, output_dir / "reconstructions.png")
         curves_figure(log).savefig(output_dir / "training_curves.png", dpi=100)
         card = pretraining_card(page.run, config, log, training_args.total_batch_size)
         page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
@@ -182,13 +199,13 @@ def online_probe(
 
 
 def describe_run(
-    kamim_args: KamimArguments, training_args: PretrainingArguments, model: torch.nn.Module, num_images: int
+    kamim_args: KamimArguments, training_args: PretrainingArguments, model: torch.nn.Module, num_images: int | None
 ) -> None:
     size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
     logger.info(
-        "%s of %s-%s (encoder: %.1fM parameters) on %d images, %d process(es)",
+        "%s of %s-%s (encoder: %.1fM parameters) on %s images, %d process(es)",
         *(kamim_args.method, kamim_args.model_type, kamim_args.model_size),
-        *(size, num_images, training_args.world_size),
+        *(size, "streamed" if num_images is None else num_images, training_args.world_size),
     )
     logger.info("Speed: %s", training_args.describe_speed())
     logger.info(

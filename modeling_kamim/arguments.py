@@ -22,6 +22,7 @@ from .views import RandomView
 from .weighting import CellWeighting
 
 PAPER_BATCH_SIZE = 2048
+STREAM_EVAL_SAMPLES = 1000
 
 
 @dataclass
@@ -63,6 +64,33 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; it must be at least 1")
+
+
+@dataclass
+class StreamingArguments:
+    """Training without a copy of the data."""
+
+    _argument_group_name = "streaming"
+
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read Parquet files (a file, a folder, a Hub id) while training, without a copy or a first pass; "
+            f"needs --max_steps, detects keypoints online, evaluates {STREAM_EVAL_SAMPLES} images where "
+            "max_eval_samples is not given."
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000,
+        metadata={
+            "help": "Streaming: rows that a reader (a worker of a process) shuffles together, in memory as they are "
+            "encoded, and twice as many while it reads on; at least a row group. Files and row groups are shuffled too."
+        },
+    )
+
+    def __post_init__(self):
+        if self.shuffle_buffer < 1:
+            raise InputError(f"shuffle_buffer is {self.shuffle_buffer}; it must be at least 1")
 
 
 @dataclass
@@ -207,6 +235,25 @@ class PreparationArguments:
         side = detection_side(self.image_size, self.crop_min_scale)
         names = dict.fromkeys(self.keypoint_detector)
         return tuple(DensityDetector(KeypointDetector(name, self.keypoint_footprint), side) for name in names)
+
+
+@dataclass
+class CheckArguments:
+    """Which images are checked."""
+
+    _argument_group_name = "check"
+
+    dataset_name: str = field(
+        metadata={"help": "Hub id, folder of images, folder or file of Parquet, or directory saved by `datasets`."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes."})
+    output: str | None = field(default=None, metadata={"help": "Text file to write, with a line for each bad image."})
+
+    def __post_init__(self):
+        if self.num_proc is not None and self.num_proc < 1:
+            raise InputError(f"num_proc is {self.num_proc}; it must be at least 1")
 
 
 @dataclass
@@ -439,6 +486,16 @@ class _RecipeArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
+    nonfinite: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "A loss or gradient that is not finite: stop before the weights take it in, or leave the step out; "
+            "a file names the images."
+        },
+    )
+    force_resume: bool = field(
+        default=False, metadata={"help": "Go on with a checkpoint although settings differ that change the result."}
+    )
     hub_license: str | None = field(
         default=None,
         metadata={"help": "Licence of the published weights, by its id on the Hub, for example apache-2.0."},
@@ -532,7 +589,7 @@ def choose_precision(use_cpu: bool = False) -> str:
     return "bf16" if native else "fp32"
 
 
-PRETRAINING_ARGUMENTS = (DataArguments, KamimArguments, OnlineProbeArguments, PretrainingArguments)
+PRETRAINING_ARGUMENTS = (DataArguments, KamimArguments, StreamingArguments, OnlineProbeArguments, PretrainingArguments)
 CLASSIFICATION_ARGUMENTS = (DataArguments, ClassificationArguments, ProbingArguments)
 SCRIPT_ARGUMENTS: dict[str, tuple[type, ...]] = {
     "run_mim.py": PRETRAINING_ARGUMENTS,
@@ -571,13 +628,20 @@ def parse(
     for name in positional:
         if argv and not argv[0].startswith("-"):
             argv = [*argv[1:], f"--{name}", argv[0]]
-    known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    try:
+        known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except InputError:
+        raise
+    except _REFUSALS as error:  # of a value that a dataclass, transformers' above all, does not take
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{reason} (see --help)") from error
     *parsed, unknown = known
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
     return tuple(parsed)
 
 
+_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
 _NOT_OF_THE_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "num_proc", "report_to", "disable_tqdm")
 
 
@@ -611,6 +675,9 @@ def _public_file(file: str) -> str:
     return Path(file).name if Path(file).is_absolute() or ".." in Path(file).parts else file
 
 
+_MOST_ITEMS = 200  # of a mapping in a YAML file
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults beside every argument; the description as it is written."""
 
@@ -627,13 +694,30 @@ class _Parser(HfArgumentParser):
     def yaml_to_argv(self, path: Path) -> list[str]:
         argv: list[str] = []
         for key, value in read_yaml(path).items():
-            if key not in {action.dest for action in self._actions}:
-                raise InputError(f"unknown key {key!r} in {path}{self.suggestion(key)}")
+            if key not in {action.dest for action in self._actions} - {"help"}:
+                raise InputError(f"unknown key {key!r} in {path}{self.suggestion(str(key))}")
             if value is None:
                 continue
             values = value if isinstance(value, list) else [value]
-            argv += [f"--{key}", *(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)]
+            try:
+                argv += [f"--{key}", *map(_as_word, values)]
+            except TypeError as error:
+                raise InputError(f"{key} in {path}: {error}; give a value, a list of values, or a mapping") from None
         return argv
+
+
+def _as_word(value: Any) -> str:
+    """A YAML value as a word of the command line; a mapping becomes JSON."""
+    if isinstance(value, list | set | bytes):
+        raise TypeError(f"a {type(value).__name__} where a value is expected")
+    if not isinstance(value, dict):
+        return str(value)
+    items: list[Any] = [value]
+    for item in items:  # grows meanwhile; aliases can make it endless
+        if len(items) > _MOST_ITEMS:
+            raise TypeError(f"more than {_MOST_ITEMS} items")
+        items += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return json.dumps(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -646,8 +730,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"there is no config file {path}")
     try:
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not valid YAML: {reason}") from None
     if not isinstance(keys, dict):
         raise InputError(f"{path} must hold 'key: value' lines")
     return keys

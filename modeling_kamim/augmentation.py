@@ -125,9 +125,9 @@ class MixingCollator:
         batch = default_collate(samples)
         if "mixing_seed" not in batch:
             return batch
-        with _seeded(int(batch["mixing_seed"][0])):
+        with _seeded(int(batch.pop("mixing_seed")[0])):
             pixel_values, labels = self.mix(batch["pixel_values"].float(), batch["labels"])
-        return {"pixel_values": pixel_values, "labels": labels}
+        return {**batch, "pixel_values": pixel_values, "labels": labels}
 
 
 def _check_augmentation(augmentation: str) -> None:

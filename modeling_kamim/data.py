@@ -251,6 +251,8 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
 class SampleDataset(torch.utils.data.Dataset):
     """`transform(row, rng)` over the rows of a data set, with randomness that depends on the sample alone.
 
+    Each sample gets its number as "sample_index".
+
     The generator of a sample is seeded by (seed, epoch, index): crops, flips and masks do not depend on the number of
     workers or processes, nor on how far a loader reads ahead, so that a resumed run sees what it would have seen.
 
@@ -283,6 +285,6 @@ class SampleDataset(torch.utils.data.Dataset):
         epoch = int(self._epoch)
         indices = [range(len(self))[index] for index in indices]
         return [
-            self.transform(row, Random(self.seed << 128 | epoch << 64 | index))
+            {**self.transform(row, Random(self.seed << 128 | epoch << 64 | index)), "sample_index": index}
             for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)
         ]

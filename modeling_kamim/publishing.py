@@ -201,7 +201,7 @@ class Publisher:
 
     def _commit(self, files: Files, message: str) -> str:
         operations = [CommitOperationAdd(name, file) for name, file in files.items()]
-        where = {"repo_type": self.repo_type, "revision": self.revision}
+        where: dict[str, Any] = {"repo_type": self.repo_type, "revision": self.revision}
         return self.api.create_commit(self.repo_id, operations, commit_message=message, **where).commit_url
 
     def _persist(self, action: Callable[[], Any]) -> Any:

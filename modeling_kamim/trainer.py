@@ -1,23 +1,27 @@
 """What transformers' Trainer cannot do by argument."""
 
+import json
 import logging
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from .data import SampleDataset
-from .errors import InputError
+from .errors import StoppedError
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
+from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
 
 logger = logging.getLogger(__name__)
@@ -38,12 +42,21 @@ class PixelTrainer(Trainer):
     `clipped_steps` (share of steps whose gradient norm exceeded `max_grad_norm`) since the last log. The time of
     evaluation and saving is left out.
 
+    A loss or gradient that is not finite ends the training before the weights take it in; with `args.nonfinite` "skip"
+    the step is left out. `nonfinite_step_N.json` names the images. SIGTERM and Ctrl-C save a checkpoint and end it.
+
     Args:
         *args, **kwargs: of `Trainer`; `processing_class` is the image processor that holds mean and std.
+        run_settings: of `resume.run_settings`, saved in every checkpoint and compared on resuming; None for no
+            comparison.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self.run_settings = run_settings
+        self._batches: list[_Batch] = []  # of the running optimiser step
+        self._stop = StopOnSignal()
+        self.add_callback(self._stop)
         # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._window = _Window()
@@ -51,8 +64,38 @@ class PixelTrainer(Trainer):
         if isinstance(self.train_dataset, SampleDataset):
             self.add_callback(_EpochCallback(self.train_dataset))
 
+    def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
+        """As `Trainer.train`.
+
+        Raises:
+            InputError: if the checkpoint was made with other settings.
+            StoppedError: if it ended early: a signal, numbers that are not finite, a worker that died.
+        """
+        if resume_from_checkpoint and self.run_settings is not None:
+            check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
+        with self._stop.listening():
+            try:
+                result = super().train(resume_from_checkpoint, *args, **kwargs)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise StoppedError(f"a process that loads data died ({error}). {self._how_to_go_on()}") from error
+        if self._stop.received is not None:
+            message = (
+                f"stopped by signal {self._stop.received} at step {self.state.global_step}. {self._how_to_go_on()}"
+            )
+            raise StoppedError(message, status=128 + self._stop.received)
+        return result
+
+    def _how_to_go_on(self) -> str:
+        checkpoints = whole_checkpoints(Path(self.args.output_dir))
+        if not checkpoints:
+            return "No checkpoint is saved yet"
+        return f"{checkpoints[-1]} is saved; go on with: {resume_command()}"
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
+        self._sample_index = inputs.pop("sample_index", None)
         if "pixel_values" not in inputs:
             return inputs
         pixels = inputs["pixel_values"].float() / 255
@@ -68,13 +111,43 @@ class PixelTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
         self._window.images += len(next(iter(inputs.values()))) * self.args.world_size
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._batches.append(_Batch(self._sample_index, loss))
+        return loss
 
-    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
-        norm = super()._clip_grad_norm(model)
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
+        norm = super()._get_grad_norm(model, grad_norm)
         self._window.steps += 1
-        self._window.clipped += int(norm > self.args.max_grad_norm)
+        self._window.clipped += int(0 < self.args.max_grad_norm < norm)
+        losses = [float(batch.loss) for batch in self._batches]
+        is_scaled = self.accelerator.scaler is not None  # then infinite gradients only say that the scale is too large
+        if not all(map(math.isfinite, losses)) or not (is_scaled or math.isfinite(norm)):
+            self._meet_nonfinite(model, losses, float(norm))
+        self._batches.clear()
         return norm
+
+    def _meet_nonfinite(self, model: nn.Module, losses: list[float], norm: float) -> None:
+        """Name the images of a step whose numbers are not finite; then end the training, or leave out the step."""
+        step = self.state.global_step + 1
+        rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
+        file = Path(self.args.output_dir) / f"nonfinite_step_{step}{rank}.json"
+        samples = [[self._sample_name(index) for index in batch.samples] for batch in self._batches]
+        report = {"step": step, "epoch": self.state.epoch, "losses": losses, "gradient_norm": norm, "samples": samples}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        what = f"step {step}: the loss is {losses} and the gradient's norm {norm:g}; {file} names the images"
+        if getattr(self.args, "nonfinite", "raise") == "skip":
+            logger.error("%s. The step is left out", what)
+            model.zero_grad(set_to_none=True)  # the optimiser passes over parameters without a gradient
+            return
+        raise StoppedError(
+            f"{what}. The weights have not taken it in. --nonfinite skip leaves such steps out. {self._how_to_go_on()}"
+        )
+
+    def _sample_name(self, index: int) -> dict[str, Any]:
+        rows = getattr(self.train_dataset, "rows", None)
+        images = [value for value in (rows[index] if rows is not None else {}).values() if isinstance(value, dict)]
+        return {"index": index, "path": next((image["path"] for image in images if image.get("path")), None)}
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self._window.paused():
@@ -107,6 +180,9 @@ class PixelTrainer(Trainer):
             self._is_saving_aside = False
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
+            if self.run_settings is not None:
+                text = json.dumps(self.run_settings, indent=2) + "\n"
+                (output_dir / UNFINISHED / name / SETTINGS_FILE).write_text(text, encoding="utf-8")
             self._move_checkpoint(output_dir / UNFINISHED / name, output_dir / name)
             if self.args.push_to_hub:
                 self._publish_checkpoint(output_dir / name)
@@ -288,19 +364,15 @@ class ClassificationTrainer(PixelTrainer):
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
 
 
-def find_checkpoint(args: TrainingArguments) -> str | None:
-    """`args.resume_from_checkpoint`, checked before any work starts.
+class _Batch(NamedTuple):
+    """What is remembered of a batch until the optimiser's step."""
 
-    Raises:
-        InputError: if it is not the directory of a checkpoint.
-    """
-    checkpoint = args.resume_from_checkpoint
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
-        raise InputError(
-            f"resume_from_checkpoint is {checkpoint!r}, which holds no trainer_state.json; "
-            "give a checkpoint-N directory of a run"
-        )
-    return checkpoint
+    sample_index: torch.Tensor | None
+    loss: torch.Tensor
+
+    @property
+    def samples(self) -> list[int]:
+        return [] if self.sample_index is None else self.sample_index.flatten().tolist()
 
 
 class _EpochCallback(TrainerCallback):

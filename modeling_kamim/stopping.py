@@ -1,0 +1,66 @@
+"""Ends of a training that nobody planned: signals, numbers that are not finite, processes that died."""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import TrainerCallback
+
+from .privacy import without_tokens
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def resume_command(argv: Sequence[str] | None = None) -> str:
+    """The command line of this process, made to go on with the last checkpoint; without access tokens."""
+    words = list(sys.argv if argv is None else argv)
+    kept, skips = [], False
+    for word in words:
+        if not skips and not word.startswith("--resume_from_checkpoint"):
+            kept.append(word)
+        skips = not skips and word == "--resume_from_checkpoint"
+    return without_tokens(shlex.join(["python", *kept, "--resume_from_checkpoint", "auto"]))
+
+
+class StopOnSignal(TrainerCallback):
+    """On SIGTERM or Ctrl-C, save a checkpoint after the running step and end the training; a second ends it at once.
+
+    Every process of a job stops after the same step, whichever of them got the signal.
+    """
+
+    def __init__(self):
+        self.received: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Within it signals are handled this way; only in the main thread, elsewhere Python does not allow it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.received = number  # workers of the loader have a copy of this: they too go on at the first
+
+    def on_step_end(self, args, state, control, **kwargs):
+        received = self.received or 0
+        if args.world_size > 1:
+            everyone = torch.tensor(received, device=args.device)
+            torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
+            received = int(everyone)
+        if received:
+            self.received = received
+            control.should_save = control.should_training_stop = True

@@ -1,0 +1,271 @@
+"""Runs that are killed, and go on as if they had not been: the same weights to the last bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import prepare_dataset
+import run_mim
+from modeling_kamim.errors import InputError
+from modeling_kamim.resume import check_settings, find_checkpoint, missing_files, whole_checkpoints
+from modeling_kamim.stopping import resume_command
+
+VIT = ["--model_type", "vit", "--model_size", "tiny", "--image_size", "32", "--mask_patch_size", "16"]
+SWIN = ["--model_type", "swin", "--model_size", "tiny", "--image_size", "96"]
+SMALL = ["--max_train_samples", "40", "--validation_split", "train", "--max_eval_samples", "4", "--use_cpu"]
+RUN = ["--max_steps", "16", "--save_steps", "2", "--per_device_train_batch_size", "4", "--learning_rate", "1e-3"]
+QUIET = ["--disable_tqdm", "true", "--logging_steps", "1", "--save_total_limit", "2"]
+
+
+def work(argv, log):
+    """The script in a process of its own group, with everything that it prints in a file."""
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    sys.argv = ["run_mim.py", *argv]
+    run_mim.run(run_mim.main)
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that start in an instant: their parent has imported the script, and nothing else has happened there."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["run_mim"])
+    return context
+
+
+@pytest.fixture
+def start(processes):
+    """Callable that starts a run in the background."""
+
+    def start(output_dir, *argv):
+        process = processes.Process(
+            target=work, args=([*argv, "--output_dir", str(output_dir)], str(output_dir) + ".log")
+        )
+        process.start()
+        return process
+
+    return start
+
+
+def finish(process, output_dir):
+    process.join(300)
+    assert process.exitcode == 0, Path(f"{output_dir}.log").read_text()[-3000:]
+
+
+def kill(process, number=signal.SIGKILL):
+    os.killpg(process.pid, number)
+    process.join(60)
+
+
+def weights(output_dir):
+    return load_file(output_dir / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    first, second = weights(first), weights(second)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kill_and_resume(start, tmp_path, arguments, kills, seed):
+    """The uninterrupted run, and one that is killed at random moments: in steps, and while checkpoints are written."""
+    arguments = [*arguments, *SMALL, *RUN, *QUIET]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish(start(whole, *arguments), whole)
+    rng = random.Random(seed)
+    log = Path(f"{killed}.log")
+    for _ in range(kills):
+        steps = rng.randrange(2, 6) + count_steps(log)
+        process = start(killed, *arguments, "--resume_from_checkpoint", "auto")
+        wait_for(lambda steps=steps: count_steps(log) >= steps, process)
+        time.sleep(rng.uniform(0, 0.3))
+        kill(process)
+        assert process.exitcode == -signal.SIGKILL
+    finish(start(killed, *arguments, "--resume_from_checkpoint", "auto"), killed)
+    assert_same_weights(whole, killed)
+    return log.read_text()
+
+
+def count_steps(log):
+    return log.read_text().count("'loss'") if log.exists() else 0
+
+
+def wait_for(condition, process):
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.is_alive() and time.monotonic() < end
+        time.sleep(0.01)
+
+
+QUICK_CASES = {
+    "ViT, map, in an epoch, accumulation": [*VIT, "--gradient_accumulation_steps", "2"],
+    "ViT, online, 2 workers": [*VIT, "--keypoint_source", "online", "--dataloader_num_workers", "2"],
+}
+
+
+@pytest.mark.parametrize("case", QUICK_CASES)
+def test_a_killed_run_ends_with_the_same_weights(start, tmp_path, case):
+    log = kill_and_resume(start, tmp_path, QUICK_CASES[case], kills=2, seed=len(case))
+    assert "Resuming from" in log
+
+
+SLOW_CASES = [
+    [*model, "--keypoint_source", source, "--dataloader_num_workers", workers, "--gradient_accumulation_steps", steps]
+    for model in (VIT, SWIN)
+    for source in ("map", "online")
+    for workers in ("0", "2")
+    for steps in ("1", "2")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW_CASES, ids=lambda case: "-".join(case[1::2]))
+def test_killed_runs_of_all_kinds_end_with_the_same_weights(start, tmp_path, case):
+    kill_and_resume(start, tmp_path, case, kills=2, seed=SLOW_CASES.index(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_killed_runs_on_prepared_data_end_with_the_same_weights(start, tmp_path, monkeypatch, photographs, workers):
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        Image.fromarray(photographs[number % 6][number : number + 60]).save(tmp_path / "images" / f"{number}.png")
+    prepared = tmp_path / "prepared"
+    monkeypatch.setattr(
+        sys, "argv", ["prepare_dataset.py", str(tmp_path / "images"), str(prepared), "--image_size", "32"]
+    )
+    prepare_dataset.main()
+    arguments = [*VIT, "--dataset_name", str(prepared), "--dataloader_num_workers", workers]
+    kill_and_resume(start, tmp_path, arguments, kills=2, seed=int(workers))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_tells_how_to_go_on(start, tmp_path, number):
+    arguments = [*VIT, *SMALL, *RUN, *QUIET, "--save_steps", "100"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    finish(start(whole, *arguments), whole)
+    process = start(stopped, *arguments, "--dataloader_num_workers", "1")
+    log = Path(f"{stopped}.log")
+    wait_for(lambda: count_steps(log) > 0, process)
+    kill(process, number)
+    assert process.exitcode == 128 + number
+    text = log.read_text()
+    assert f"stopped by signal {int(number)} at step" in text and "Traceback" not in text
+    assert "--resume_from_checkpoint auto" in text
+    finish(start(stopped, *arguments, "--resume_from_checkpoint", "auto"), stopped)
+    assert_same_weights(whole, stopped)
+
+
+def test_a_worker_that_dies_is_named(start, tmp_path):
+    output_dir = tmp_path / "run"
+    process = start(output_dir, *VIT, *SMALL, *RUN, *QUIET, "--max_steps", "10000", "--dataloader_num_workers", "1")
+    log = Path(f"{output_dir}.log")
+    wait_for(lambda: count_steps(log) > 0, process)
+    wait_for(lambda: whole_checkpoints(output_dir), process)
+    wait_for(lambda: kill_a_child(process.pid), process)
+    process.join(60)
+    assert process.exitcode == 1
+    assert "a process that loads data died" in log.read_text() and "is saved; go on with" in log.read_text()
+
+
+def kill_a_child(pid):
+    """Kill the newest child of a process that is a copy of it; whether there was one."""
+    children = [
+        int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()
+    ]
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    return bool(children)
+
+
+def checkpoint(folder, leave_out=()):
+    folder.mkdir(parents=True)
+    names = ["config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json", "model.safetensors", "rng_state.pth"]
+    for name in set(names) - set(leave_out):
+        (folder / name).write_text("{}")
+    return folder
+
+
+class Arguments:
+    def __init__(self, output_dir, wanted):
+        self.output_dir, self.resume_from_checkpoint = str(output_dir), wanted
+
+
+def test_auto_takes_the_last_whole_checkpoint(tmp_path, caplog):
+    assert find_checkpoint(Arguments(tmp_path, "auto")) is None
+    checkpoint(tmp_path / "checkpoint-9")
+    last = checkpoint(tmp_path / "checkpoint-10")
+    checkpoint(tmp_path / "checkpoint-11", leave_out=["optimizer.pt"])
+    checkpoint(tmp_path / ".unfinished" / "checkpoint-16")
+    checkpoint(tmp_path / "checkpoint-best")
+    with caplog.at_level("INFO"):
+        assert find_checkpoint(Arguments(tmp_path, "auto")) == str(last)
+    assert f"Resuming from {last}" in caplog.text
+    assert find_checkpoint(Arguments(tmp_path, None)) is None and "overwrites" in caplog.text
+    with pytest.raises(InputError, match="lacks optimizer.pt; give"):
+        find_checkpoint(Arguments(tmp_path, str(tmp_path / "checkpoint-11")))
+    assert missing_files(tmp_path / "nowhere")
+
+
+def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, caplog):
+    def pretrain(*arguments):
+        argv = [*VIT, *SMALL, *QUIET, "--max_steps", "2", "--save_steps", "1", "--per_device_train_batch_size", "4"]
+        monkeypatch.setattr(sys, "argv", ["run_mim.py", *argv, "--output_dir", str(tmp_path), *arguments])
+        run_mim.main()
+
+    pretrain()
+    resume = ["--resume_from_checkpoint", str(tmp_path / "checkpoint-1")]
+    for arguments in (["--temperature", "0.5"], ["--learning_rate", "0.1"], ["--seed", "1"], ["--max_steps", "3"]):
+        name, value = arguments[0].strip("-"), arguments[1]
+        with pytest.raises(InputError, match=rf"{name}: .* in the checkpoint, {value}.* now.*--force_resume"):
+            pretrain(*resume, *arguments)
+    with pytest.raises(InputError, match="num_train_images: 40 in the checkpoint, 20 now"):
+        pretrain(*resume, "--max_train_samples", "20", "--force_resume", "false")
+    caplog.clear()
+    pretrain(*resume, "--logging_steps", "2", "--dataloader_num_workers", "1")
+    assert "Differs from the checkpoint: logging_steps" in caplog.text
+    pretrain(*resume, "--temperature", "0.5", "--force_resume", "true")
+
+
+def test_equal_images_per_step_may_come_in_other_batches(tmp_path):
+    (tmp_path / "run_settings.json").write_text(json.dumps({"images_per_step": 64, "per_device_train_batch_size": 64}))
+    check_settings(str(tmp_path), {"images_per_step": 64, "per_device_train_batch_size": 16}, force=False)
+    with pytest.raises(InputError, match="images_per_step: 64 in the checkpoint, 32 now"):
+        check_settings(str(tmp_path), {"images_per_step": 32, "per_device_train_batch_size": 16}, force=False)
+
+
+def test_the_command_that_goes_on_holds_no_token():
+    token = "hf_" + "0123456789abcdef"
+    argv = ["run_mim.py", "a config.yaml", "--resume_from_checkpoint", "out/checkpoint-1", "--hub_token", token]
+    expected = "python run_mim.py 'a config.yaml' --hub_token hf_*** --resume_from_checkpoint auto"
+    assert resume_command(argv) == expected
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_taken(start, tmp_path):
+    """As a kill would leave it between two files: what is not renamed yet is not seen, and is cleared away."""
+    arguments = [*VIT, *SMALL, *RUN, *QUIET]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(start(whole, *arguments), whole)
+    finish(start(cut, *arguments), cut)
+    for path in cut.glob("model*"):
+        path.unlink()
+    shutil.rmtree(cut / "checkpoint-16")
+    half = checkpoint(cut / ".unfinished" / "checkpoint-16", leave_out=["model.safetensors"])
+    finish(start(cut, *arguments, "--resume_from_checkpoint", "auto"), cut)
+    assert not half.exists()
+    assert_same_weights(whole, cut)
