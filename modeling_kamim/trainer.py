@@ -248,7 +248,21 @@ class PixelTrainer(Trainer):
         return address
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call=True)  # publishing waits for results and card
+        """As `Trainer.save_model`.
+
+        Raises:
+            StoppedError: if the files cannot be written.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call=True)
+            return
+        try:
+            super().save_model(output_dir, _internal_call=True)  # publishing waits for results and card
+        except SAVE_ERRORS as error:
+            folder = output_dir or self.args.output_dir
+            raise StoppedError(
+                f"the trained model cannot be written into {folder}: {error}. {self._how_to_go_on()}"
+            ) from error
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         pass  # its files are still aside: see _publish_checkpoint

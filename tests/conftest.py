@@ -80,6 +80,14 @@ def hub(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="session")
+def start():
+    """Callable that starts run_mim.py in the background; see background.py."""
+    from background import starter
+
+    return starter()
+
+
+@pytest.fixture(scope="session")
 def install_beside(tmp_path_factory):
     """Callable from requirements to a folder with these packages alone, to go before this environment's others."""
 
