@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test quality help
+.PHONY: install quickstart test test-slow quality help
 
 help:
 	@echo "make quickstart   install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
 	@echo "make test         install and run the tests (offline, CPU)"
+	@echo "make test-slow    install and run the tests that take minutes: kills, machines, faults, other versions"
 	@echo "make quality      install and run the linters"
 
 install: $(VENV)/.installed
@@ -20,7 +21,10 @@ quickstart: install
 	$(BIN)/python examples/quickstart.py
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 quality: install
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ from modeling_kamim.evaluation.features import (
     extract_features,
     load_backbone,
 )
-from modeling_kamim.evaluation.finetuning import ExponentialMovingAverage, parameter_groups
+from modeling_kamim.evaluation.finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
 from modeling_kamim.evaluation.metrics import TrainerMetrics, best_classes, classification_metrics
 from modeling_kamim.evaluation.probing import LinearProbe, nearest_neighbours, probe
 from modeling_kamim.evaluation.reconstruction import PAPER_MASK_RATIO, score_reconstructions
@@ -63,7 +63,7 @@ from modeling_kamim.evaluation.results import checkpoint_rows, provenance, summa
 from modeling_kamim.figures import comparison_figure, confusion_figure, depth_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import classifier_card
-from modeling_kamim.modeling_kamim import quiet_loading
+from modeling_kamim.modeling_kamim import loading_failure, quiet_loading
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
@@ -105,6 +105,8 @@ class Evaluation:
 
     def __init__(self, data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments):
         self.data_args, self.class_args, self.training_args = data_args, class_args, training_args
+        is_probe = class_args.mode == "linear_probe"
+        check_sharding(training_args, class_args.ema_decay, class_args.layer_decay, is_probe)
         self.is_cached = class_args.mode == "linear_probe" and class_args.protocol == "cached"
         if self.is_cached:
             self.backbone = load_backbone(
@@ -370,7 +372,7 @@ def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
         with quiet_loading():
             model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
     except OSError as error:
-        raise InputError(f"cannot load {name!r}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"cannot load {name!r}: {loading_failure(error)}") from error
     if info["missing_keys"]:
         raise InputError(f"{name} holds no decoder of masked image modelling; reconstructions need one")
     return model

@@ -124,8 +124,9 @@ def main() -> None:
 
     train_dataset: SampleDataset | SampleStream
     if stream:
-        skip = data_args.bad_images == "skip"
-        train_dataset = SampleStream.of_process(train_images, transform, training_args, stream_args.shuffle_buffer, skip)
+        train_dataset = SampleStream.of_process(
+            train_images, transform, training_args, stream_args.shuffle_buffer, data_args.bad_images == "skip"
+        )
     else:
         train_dataset = prepare(train_images, data_args.max_train_samples, transform)
     num_images = None if stream else len(train_dataset)
@@ -133,8 +134,8 @@ def main() -> None:
     if validation_images is not None:
         eval_transform = dataclasses.replace(transform, random_view=None)
         eval_dataset = prepare(validation_images, data_args.max_eval_samples, eval_transform)
-    shown = eval_dataset or (prepare(train_images, 4, transform) if stream else train_dataset)
     (list_bad_images if stream else report_bad_images)(bad_images, output_dir, training_args.should_save)
+    shown = eval_dataset or (prepare(train_images, 4, transform) if stream else train_dataset)
 
     # Training
     describe_run(kamim_args, training_args, model, num_images)
@@ -171,6 +172,8 @@ def main() -> None:
     # Checkpoint page
     if training_args.should_save:
         log = trainer.state.log_history
+        if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
+            model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(training_args.device)
         draw_reconstructions(model, shown, trainer, output_dir / "reconstructions.png")
         curves_figure(log).savefig(output_dir / "training_curves.png", dpi=100)
         card = pretraining_card(page.run, config, log, training_args.total_batch_size)

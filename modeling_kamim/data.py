@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from .arguments import DataArguments
 from .errors import InputError
+from .images import UNNAMED, BadImageError, printable
 from .photographs import load_photographs
 
 logger = logging.getLogger(__name__)
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+_WILDCARDS = re.compile(r"[*?[]|::")
 
 
 def load_images(name: str | None, config_name: str | None = None) -> datasets.DatasetDict:
@@ -45,17 +48,26 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
         return load_photographs()
     try:
         loaded = _load(name, config_name)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"cannot load data set {name!r}: {reason}. Give a folder of images, a folder of Parquet files, a directory "
-            "saved by `datasets`, or the id of a data set on the Hub"
+            f"cannot load data set {name!r}: {_reason(error)}. Give a folder of images, a folder of Parquet files, a "
+            "directory saved by `datasets`, or the id of a data set on the Hub"
         ) from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
 
 
+def _reason(error: BaseException) -> str:
+    while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, UnicodeEncodeError):
+        return f"the name {printable(error.object)} is not UTF-8; rename it (convmv does so for whole folders)"
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def _load(name: str, config_name: str | None) -> datasets.DatasetDict | datasets.Dataset:
     path = Path(name).expanduser()
+    if path.is_dir() and _WILDCARDS.search(str(path.resolve())):
+        raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return datasets.load_from_disk(str(path))
     if path.suffix == ".parquet" and path.is_file():
@@ -285,6 +297,15 @@ class SampleDataset(torch.utils.data.Dataset):
         epoch = int(self._epoch)
         indices = [range(len(self))[index] for index in indices]
         return [
-            {**self.transform(row, Random(self.seed << 128 | epoch << 64 | index)), "sample_index": index}
+            {**self._sample(row, epoch, index), "sample_index": index}
             for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)
         ]
+
+    def _sample(self, row: dict[str, Any], epoch: int, index: int) -> Any:
+        try:
+            return self.transform(row, Random(self.seed << 128 | epoch << 64 | index))
+        except BadImageError as error:
+            chosen = self.rows._indices
+            place = index if chosen is None else chosen.column(0)[index].as_py()
+            message = str(error).replace(UNNAMED, f"the image in row {place}")
+            raise BadImageError(message, error.reason) from None

@@ -1,7 +1,10 @@
 """From image bytes or a path to RGB pixels, whatever the file is."""
 
+import errno
 import io
 import math
+import stat
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +15,46 @@ from PIL import Image, ImageOps
 from .errors import InputError
 
 # Part of every cache key of decoded images: raise it whenever a change here alters pixels or what counts as bad.
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 
+MAX_FILE_SIZE = 2**31  # bytes; more than any image that Pillow agrees to decode
+UNNAMED = "an image without a name"
+_ADVICE = "; pass --bad_images skip to leave such images out"
+_LONGEST_REASON = 200  # characters
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_SCAN = 0xDA
 _ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # where Pillow looks for an orientation
+_SYSTEM_FAULTS = {
+    getattr(errno, name, None)
+    for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENETDOWN")
+}
+# Formats that Pillow reads by itself: for EPS, as an example, it would start Ghostscript, which runs the file.
+_FORMATS = (
+    *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO"),
+    *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
+)
 
 
 class BadImageError(InputError):
-    """An image that cannot be decoded; the message names it."""
+    """An image that cannot be decoded; the message names it.
+
+    Args:
+        message: one line.
+        reason: what is wrong, without the name of the image.
+    """
+
+    def __init__(self, message: str, reason: str = ""):
+        # a worker of a loader hands an error on as the text of its traceback, whose last line is the message
+        super().__init__(message.strip().split("\n")[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+        self.reason = reason
+
+    @property
+    def finding(self) -> str:
+        """The message without advice."""
+        return str(self).removesuffix(_ADVICE)
 
 
-def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
+def decode_image(source: dict[str, Any] | None, name: str = "") -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
     Gray, palette, CMYK and 16-bit images become 8-bit RGB (16-bit by dropping the low byte, unless all values fit in 8
@@ -38,17 +69,80 @@ def decode_image(source: dict[str, Any], name: str = "") -> np.ndarray:
 
     Raises:
         BadImageError: if it cannot be read in full.
+        InputError: if the system fails to read the file, for a reason that is not in the image.
     """
+    data = read_image(source, name)
     try:
-        data = source["bytes"] if source.get("bytes") is not None else Path(source["path"]).read_bytes()
         pixels = _decode_plain_jpeg(data)
         return pixels if pixels is not None else _decode_with_pillow(data)
     except Exception as error:  # decoders raise nearly anything on broken files
-        label = source.get("path") or name or "an image without a name"
-        reason = f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0]
-        raise BadImageError(
-            f"cannot decode {label} ({reason}); pass --bad_images skip to leave such images out"
-        ) from None
+        raise _bad_image(source, name, error) from None
+
+
+def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
+    """The encoded bytes of an image.
+
+    Args:
+        source: `{"bytes": bytes | None, "path": str | None}`.
+        name: what to call the image in an error where it has no path.
+
+    Raises:
+        BadImageError: if there are none.
+        InputError: if the system fails to read the file, for a reason that is not in the image.
+    """
+    try:
+        return _read(source or {})
+    except OSError as error:
+        if error.errno in _SYSTEM_FAULTS:
+            raise InputError(
+                f"cannot read {_label(source, name)}: {error.strerror}. The image may be good, so it is not left out; "
+                "try again when the disk or the network is well"
+            ) from error
+        raise _bad_image(source, name, error) from None
+    except (TypeError, ValueError) as error:
+        raise _bad_image(source, name, error) from None
+
+
+def _read(source: dict[str, Any]) -> bytes:
+    data, path = source.get("bytes"), source.get("path")
+    if data is None:
+        if path is None:
+            raise ValueError("there is neither an image nor a path")
+        file = Path(path).stat()
+        if not stat.S_ISREG(file.st_mode):  # reading a pipe or a device might never end
+            raise ValueError("not a regular file")
+        if file.st_size > MAX_FILE_SIZE:
+            raise ValueError(f"a file of {file.st_size} bytes is too large for an image")
+        data = Path(path).read_bytes()
+    if not data:
+        raise ValueError("the file is empty")
+    return data
+
+
+def _bad_image(source: dict[str, Any] | None, name: str, error: Exception) -> BadImageError:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0]
+    reason = printable(reason)[:_LONGEST_REASON]
+    return BadImageError(f"cannot decode {_label(source, name)} ({reason}){_ADVICE}", reason)
+
+
+def _label(source: dict[str, Any] | None, name: str) -> str:
+    return printable((source or {}).get("path") or name or UNNAMED)
+
+
+def printable(text: str) -> str:
+    """The text in one line: line ends, control characters and bytes that are no UTF-8 become escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Open encoded bytes with Pillow, without decoding, if they are of a format that it reads by itself."""
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name in _FORMATS]
 
 
 def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
@@ -75,7 +169,7 @@ def _jpeg_header(data: bytes) -> bytes:
 
 
 def _decode_with_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
             upright = _to_8_bit(upright)

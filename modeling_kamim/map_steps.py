@@ -114,7 +114,7 @@ def decode_rows(
         except BadImageError as error:
             if not skip_bad_images:
                 raise
-            yield None, str(error).split(";")[0]
+            yield None, error.finding
 
 
 def _map_images(

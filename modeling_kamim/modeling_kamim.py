@@ -70,15 +70,18 @@ class KamimForMaskedImageModeling(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """Model from a directory or Hub id of a ViT or Swin checkpoint; arguments as in transformers.
 
+        Weights are read from safetensors alone, unless `use_safetensors` says otherwise.
+
         Raises:
             InputError: for a checkpoint of another `model_type`.
         """
+        kwargs = {"use_safetensors": True, **kwargs}
         if cls is not KamimForMaskedImageModeling:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         config = kwargs.get("config")
         if not isinstance(config, PreTrainedConfig):
             hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
-            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+            config = AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **hub_kwargs)
         return _architecture(config).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @can_return_tuple
@@ -167,6 +170,21 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
         config = SwinConfig(patch_size=4, encoder_stride=32, window_size=max(1, image_size // 32), **settings)
     check_image_size(config)
     return config
+
+
+# For `from_pretrained`: no pickles, and no question whether code of the repository may run
+SAFE_LOADING = {"use_safetensors": True, "trust_remote_code": False}
+
+
+def loading_failure(error: Exception) -> str:
+    """Why transformers could not load a checkpoint with `SAFE_LOADING`, in one line."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if "model.safetensors" not in reason:
+        return reason
+    return (
+        f"{reason.split(' and thus')[0].rstrip('. ')}; weights are read from safetensors alone, and pytorch_model.bin "
+        "is a pickle: load it with transformers and save it with save_pretrained, if you trust it"
+    )
 
 
 @contextmanager

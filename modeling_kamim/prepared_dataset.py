@@ -139,8 +139,7 @@ class ShardJob:
         for start in range(self.start, self.stop, BATCH_SIZE):
             indices = list(range(start, min(start + BATCH_SIZE, self.stop)))
             columns, errors = self.preparation(self.rows[indices], indices)
-            features = self.preparation.features(self.rows.features)
-            tables.append(datasets.Dataset.from_dict(columns, features=features))
+            tables.append(self._table(columns))
             bad += errors
             report(len(indices))
         if bad:
@@ -149,6 +148,14 @@ class ShardJob:
         shard = datasets.concatenate_datasets(tables)
         _write_aside(self.file, lambda file: shard.to_parquet(file))
         return self.stop - self.start
+
+    def _table(self, columns: dict[str, list]) -> datasets.Dataset:
+        """The rows of a batch; given as `Image`, `datasets` would take a file of that name here for the image."""
+        image_column = self.preparation.image_column
+        features = self.preparation.features(self.rows.features)
+        plain = {**features, image_column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(plain))
+        return table.cast_column(image_column, features[image_column])
 
 
 def bad_images_file(shard: Path) -> Path:

@@ -15,7 +15,8 @@ from .privacy import public_settings
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-_NEEDED = ("config.json", "optimizer.pt", "scheduler.pt", "trainer_state.json")
+_NEEDED = ("config.json", "scheduler.pt", "trainer_state.json")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # the second of FSDP
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # What may differ between a run and its continuation without a change of the trained weights
 _HARMLESS = re.compile(
@@ -75,8 +76,9 @@ def _is_numbered(path: Path) -> bool:
 def missing_files(checkpoint: Path) -> list[str]:
     """Names of what resuming needs and a directory lacks."""
     missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
-    if not any((checkpoint / name).is_file() for name in _WEIGHTS):
-        missing.append(_WEIGHTS[0])
+    for names in (_OPTIMIZERS, _WEIGHTS):
+        if not any((checkpoint / name).is_file() for name in names):
+            missing.append(names[0])
     if not any(checkpoint.glob("rng_state*.pth")):
         missing.append("rng_state.pth")
     return missing

@@ -173,12 +173,14 @@ class PixelTrainer(Trainer):
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             shutil.rmtree(output_dir / UNFINISHED, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
         self._is_saving_aside = True
         try:
             super()._save_checkpoint(model, trial)
         finally:
             self._is_saving_aside = False
         self.accelerator.wait_for_everyone()
+        self._name_best(output_dir)
         if self.args.should_save:
             if self.run_settings is not None:
                 text = json.dumps(self.run_settings, indent=2) + "\n"
@@ -190,10 +192,14 @@ class PixelTrainer(Trainer):
             rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=True)
         self.accelerator.wait_for_everyone()
 
-    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
+    def _name_best(self, output_dir: Path) -> None:
+        """Where the best checkpoint is going to be, in every process; not where it is written."""
         best = self.state.best_global_step
-        if best and (best == self.state.global_step or (checkpoint.parent / f"checkpoint-{best}").exists()):
-            self.state.best_model_checkpoint = str(checkpoint.parent / f"checkpoint-{best}")
+        if best and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").exists()):
+            self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+
+    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
+        if self.state.best_model_checkpoint:
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
         shutil.rmtree(checkpoint, ignore_errors=True)  # of an earlier run in this directory
         unfinished.rename(checkpoint)
@@ -284,6 +290,9 @@ class PixelTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
+            if self._window.masked_l1:
+                mean = torch.stack(self._window.masked_l1).mean()
+                self._window.masked_l1 = [self.accelerator.reduce(mean, reduction="mean")]
             logs.update(self._window.summary())
             self._window = _Window()
         super().log(logs, *args, **kwargs)

@@ -51,6 +51,11 @@ class MaskedImageTransform:
     density_column: str | None = None
     shuffle_cells: bool = False
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a row that are read."""
+        return (self.image_column, self.density_column) if self.density_column else (self.image_column,)
+
     def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, torch.Tensor]:
         """Draw one sample.
 

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+_THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
 _HOME = tempfile.TemporaryDirectory(prefix="kamim_tests_", ignore_cleanup_errors=True)
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -21,7 +22,7 @@ os.environ.update(
     HF_HUB_DISABLE_PROGRESS_BARS="1",
     HYPOTHESIS_STORAGE_DIRECTORY=f"{_HOME.name}/hypothesis",
     TOKENIZERS_PARALLELISM="false",
-    OMP_NUM_THREADS="2",
+    OMP_NUM_THREADS=_THREADS,
 )
 
 import cv2  # noqa: E402
@@ -33,7 +34,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from loopback_hub import LoopbackHub  # noqa: E402
 from PIL import Image  # noqa: E402
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(_THREADS))
 cv2.setNumThreads(1)
 settings.register_profile(
     "kamim",

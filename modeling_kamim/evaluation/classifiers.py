@@ -15,7 +15,7 @@ from transformers import (
 from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import build_config, check_image_size, quiet_loading
+from ..modeling_kamim import SAFE_LOADING, build_config, check_image_size, loading_failure, quiet_loading
 from .features import PROBED_BLOCK
 from .finetuning import resized_state_dict
 
@@ -79,7 +79,7 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
     if args.model_name_or_path is None:
         return build_config(args.model_type, args.model_size, args.image_size or 192)
     try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path)
+        config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load {args.model_name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
     if config.model_type not in ("vit", "swin"):
@@ -107,9 +107,11 @@ def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
     encoder_class = SwinModel if isinstance(encoder, SwinModel) else ViTModel
     try:
         with quiet_loading():  # decoders and unread blocks are left out on purpose
-            loaded, info = encoder_class.from_pretrained(checkpoint, add_pooling_layer=False, output_loading_info=True)
+            loaded, info = encoder_class.from_pretrained(
+                checkpoint, add_pooling_layer=False, output_loading_info=True, **SAFE_LOADING
+            )
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the weights of {checkpoint} do not fit: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"the weights of {checkpoint} do not fit: {loading_failure(error)}") from error
     if info["missing_keys"]:
         raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)

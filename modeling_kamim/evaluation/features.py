@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageCla
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import build_config, quiet_loading
+from ..modeling_kamim import SAFE_LOADING, build_config, loading_failure, quiet_loading
 from ..trainer import PixelTrainer
 
 POOLINGS = ("mean", "cls")
@@ -95,13 +95,13 @@ def load_backbone(
     if name_or_path is None:
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
     try:
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
         # A masked autoencoder drops tokens at random unless it is told not to.
         settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
         with quiet_loading():  # of a pretrained model the decoder is left out, and a pooler is not read
-            model = AutoModel.from_pretrained(name_or_path, **settings)
+            model = AutoModel.from_pretrained(name_or_path, **SAFE_LOADING, **settings)
     except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot load {name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")

@@ -10,13 +10,32 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, ViTConfig
+from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, TrainingArguments, ViTConfig
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
+from ..processes import is_fsdp1, is_sharded
 
 EMA_FILE = "ema.safetensors"
 _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "relative_position_bias_table")
+
+
+def check_sharding(
+    args: TrainingArguments, ema_decay: float | None = None, layer_decay: float = 1.0, is_linear_probe: bool = False
+) -> None:
+    """Stop what FSDP and DeepSpeed, which hold parameters or optimiser states in shards, cannot do.
+
+    Raises:
+        InputError: for an average of the weights, a linear probe, or layer-wise rates of flattened parameters.
+    """
+    if not is_sharded(args):
+        return
+    if ema_decay:
+        raise InputError(f"ema_decay is {ema_decay}, which FSDP and DeepSpeed do not allow; use DDP, or leave it out")
+    if is_linear_probe:
+        raise InputError("a linear probe trains one linear layer; use DDP or one process, not FSDP or DeepSpeed")
+    if layer_decay < 1 and is_fsdp1(args):
+        raise InputError(f"layer_decay is {layer_decay}, which the first FSDP does not allow; set fsdp_version: 2")
 
 
 def parameter_groups(
@@ -81,7 +100,7 @@ class ExponentialMovingAverage(TrainerCallback):
 
     It looks back over about 1 / (1 - decay) steps and is of use in runs several times as long. It is kept in float32
     on the parameters' devices, saved as `ema.safetensors` in every checkpoint, and read back where a run resumes from
-    `args.resume_from_checkpoint`. Not for FSDP and DeepSpeed, whose parameters are shards.
+    `args.resume_from_checkpoint`. FSDP and DeepSpeed, whose parameters are shards, are refused.
 
     Args:
         decay: share of the average that a step keeps, in (0, 1).
@@ -90,10 +109,12 @@ class ExponentialMovingAverage(TrainerCallback):
     def __init__(self, decay: float):
         if not 0 < decay < 1:
             raise InputError(f"ema_decay is {decay}; it must be between 0 and 1, both excluded")
+        self.decay = decay
         self.average: dict[str, torch.Tensor] = {}
         self._update = get_ema_multi_avg_fn(decay)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
+        check_sharding(args, ema_decay=self.decay)
         self.average = {
             name: parameter.detach().to(torch.float32, copy=True) for name, parameter in _trained(model).items()
         }

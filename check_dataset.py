@@ -1,0 +1,54 @@
+"""Check the images of a data set before training: which cannot be decoded, and what else is worth knowing.
+
+python check_dataset.py path/to/images --num_proc 8
+python check_dataset.py path/to/images --output bad_images.txt
+python check_dataset.py ILSVRC/imagenet-1k --num_proc 16
+
+Every image is decoded as training decodes it. `run_mim.py --bad_images skip` leaves the bad ones out.
+Exit status: 0 if all images are good, 1 if some are bad, 2 for wrong use.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import datasets
+
+from modeling_kamim.arguments import CheckArguments, parse
+from modeling_kamim.data import find_image_column, keep_encoded, load_images
+from modeling_kamim.dataset_check import check_dataset, files_not_read
+from modeling_kamim.errors import InputError, run
+
+logger = logging.getLogger("check_dataset")
+
+
+def main() -> None:
+    (args,) = parse((CheckArguments,), None, __doc__, positional=("dataset_name",))
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    output = Path(args.output) if args.output else None
+    if output is not None and output.is_dir():
+        raise InputError(f"output is {args.output}, a folder; give a file")
+
+    images = load_images(args.dataset_name, args.dataset_config_name)
+    image_column = find_image_column(next(iter(images.values())), args.image_column)
+    images = datasets.DatasetDict({split: keep_encoded(rows, image_column) for split, rows in images.items()})
+    check = check_dataset(images, image_column, args.num_proc)
+    if _is_folder_of_images(args.dataset_name, images, image_column):
+        check.not_read = files_not_read(Path(args.dataset_name).expanduser(), images, image_column)
+
+    print(check.report())
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(check.bad_images(), encoding="utf-8")
+        logger.info("The bad images are listed in %s", output)
+    if check.num_bad:
+        sys.exit(1)
+
+
+def _is_folder_of_images(name: str, images: datasets.DatasetDict, image_column: str) -> bool:
+    first = next(iter(images.values()))[0][image_column]
+    return Path(name).expanduser().is_dir() and bool(first) and first["bytes"] is None
+
+
+if __name__ == "__main__":
+    run(main)
