@@ -86,11 +86,11 @@ def main() -> None:
     model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
     processor = image_processor(config.image_size)
     checkpoint = find_checkpoint(training_args)
-    page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
-    page.begin(pretraining_card(page.run, config))
 
     # Data
     images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
+    page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
+    page.begin(pretraining_card(page.run, config))
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     image_column = find_image_column(train_images, data_args.image_column)
     weighting = kamim_args.cell_weighting()

@@ -556,6 +556,11 @@ class PretrainingArguments(_RecipeArguments):
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
     max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
 
+    def __post_init__(self):
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
+            self.greater_is_better: bool | None = False  # transformers knows this of names in "loss" alone
+        super().__post_init__()
+
 
 @dataclass
 class ProbingArguments(_RecipeArguments):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -260,6 +261,18 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
     return dataset.shuffle(seed=seed).take(max_samples)
 
 
+def settle_worker() -> None:
+    """Settle a worker of a loader: one thread, and a process group of its own; elsewhere do nothing.
+
+    A signal to the group of the run (Ctrl-C, `timeout`, Slurm) is for the run alone, which saves and ends its workers.
+    """
+    if torch.utils.data.get_worker_info() is None:
+        return
+    cv2.setNumThreads(1)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
+
+
 class SampleDataset(torch.utils.data.Dataset):
     """`transform(row, rng)` over the rows of a data set, with randomness that depends on the sample alone.
 
@@ -292,8 +305,7 @@ class SampleDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """A batch of samples; reading its rows at once is what makes it fast."""
-        if torch.utils.data.get_worker_info() is not None:
-            cv2.setNumThreads(1)
+        settle_worker()
         epoch = int(self._epoch)
         indices = [range(len(self))[index] for index in indices]
         return [

@@ -20,6 +20,7 @@ from transformers import (
     ViTConfig,
     ViTForMaskedImageModeling,
 )
+from transformers import initialization as init
 from transformers.modeling_outputs import MaskedImageModelingOutput
 from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
@@ -131,9 +132,17 @@ class KamimViTForMaskedImageModeling(KamimForMaskedImageModeling, ViTForMaskedIm
 
 
 class KamimSwinForMaskedImageModeling(KamimForMaskedImageModeling, SwinForMaskedImageModeling):
-    """KAMIM on transformers' `SwinForMaskedImageModeling`."""
+    """KAMIM on transformers' `SwinForMaskedImageModeling`; the mask token starts from N(0, 0.02), as in SimMIM's code.
+
+    That of transformers starts at zero, where the layer norms, with no position embeddings before them, multiply its
+    gradient by 1e5 and more.
+    """
 
     num_prefix_tokens = 0
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        init.trunc_normal_(self.base_model.embeddings.mask_token, std=0.02)  # not if it was loaded
 
 
 _ARCHITECTURES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}

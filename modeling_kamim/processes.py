@@ -1,7 +1,8 @@
-"""Whether the processes that a launcher started are those that it was asked for."""
+"""The processes of a run: whether those that a launcher started are those that it was asked for, what they agree on."""
 
 import os
 
+import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
@@ -41,6 +42,15 @@ def check_launch(args: TrainingArguments) -> None:
 def _launcher_dropped_processes() -> bool:
     is_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
     return is_accelerate and "MASTER_ADDR" in os.environ and not any(rank in os.environ for rank in _RANKS)
+
+
+def largest_of_processes(number: int, args: TrainingArguments) -> int:
+    """The largest of the numbers that the processes of a run have; every one of them must call this."""
+    if args.world_size == 1:
+        return number
+    everyone = torch.tensor(number, device=args.device)
+    torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
+    return int(everyone)
 
 
 def is_sharded(args: TrainingArguments) -> bool:

@@ -8,10 +8,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from transformers import TrainerCallback
 
 from .privacy import without_tokens
+from .processes import largest_of_processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -56,11 +56,7 @@ class StopOnSignal(TrainerCallback):
         self.received = number  # workers of the loader have a copy of this: they too go on at the first
 
     def on_step_end(self, args, state, control, **kwargs):
-        received = self.received or 0
-        if args.world_size > 1:
-            everyone = torch.tensor(received, device=args.device)
-            torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
-            received = int(everyone)
+        received = largest_of_processes(self.received or 0, args)
         if received:
             self.received = received
             control.should_save = control.should_training_stop = True

@@ -21,7 +21,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import cv2
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,7 +35,7 @@ from .arguments import (
     OnlineProbeArguments,
     PretrainingArguments,
 )
-from .data import choose_splits
+from .data import choose_splits, settle_worker
 from .density import DensityDetector, density_label
 from .errors import InputError
 from .images import BadImageError
@@ -422,8 +421,7 @@ class SampleStream(IterableDataset):
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Progress]]:
         worker = get_worker_info()
-        if worker is not None:
-            cv2.setNumThreads(1)
+        settle_worker()
         if (worker.num_workers if worker else 1) != len(self.readers):
             raise ValueError(f"a stream of {len(self.readers)} reader(s) needs a loader with as many workers")
         # A loader takes its batches from worker 0 first: give it the reader whose turn it is.

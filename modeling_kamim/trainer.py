@@ -19,8 +19,10 @@ from transformers.trainer_utils import HubStrategy, rotate_checkpoints
 
 from .data import SampleDataset
 from .errors import StoppedError
+from .images import BadImageError
+from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
-from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .resume import SETTINGS_FILE, check_settings, missing_files, whole_checkpoints
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
 
@@ -29,6 +31,14 @@ logger = logging.getLogger(__name__)
 UNFINISHED = ".unfinished"  # folder in the output directory where checkpoints are written, before they are moved
 PAGE_FILES = ("README.md", "settings.yaml")
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk raises
+
+
+class StatefulCallback(TrainerCallback):
+    """A callback with files of its own in every checkpoint of a `PixelTrainer`."""
+
+    def save(self, checkpoint: Path) -> None:
+        """Write them into a checkpoint directory; called in the process that saves."""
+        raise NotImplementedError
 
 
 class PixelTrainer(Trainer):
@@ -43,7 +53,8 @@ class PixelTrainer(Trainer):
     evaluation and saving is left out.
 
     A loss or gradient that is not finite ends the training before the weights take it in; with `args.nonfinite` "skip"
-    the step is left out. `nonfinite_step_N.json` names the images. SIGTERM and Ctrl-C save a checkpoint and end it.
+    the step is left out. `nonfinite_step_N.json` names the images. SIGTERM and Ctrl-C save a checkpoint and end it; so
+    do, in a run of one process, an image that cannot be decoded and a worker of the loader that dies.
 
     Args:
         *args, **kwargs: of `Trainer`; `processing_class` is the image processor that holds mean and std.
@@ -69,16 +80,22 @@ class PixelTrainer(Trainer):
 
         Raises:
             InputError: if the checkpoint was made with other settings.
-            StoppedError: if it ended early: a signal, numbers that are not finite, a worker that died.
+            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died.
         """
         if resume_from_checkpoint and self.run_settings is not None:
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
         with self._stop.listening():
             try:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
+            except BadImageError as error:
+                if not self.state.global_step:
+                    raise
+                self._save_before_the_end()
+                raise StoppedError(f"{error}. {self._how_to_go_on()}") from error
             except RuntimeError as error:
                 if "DataLoader worker" not in str(error):
                     raise
+                self._save_before_the_end()
                 raise StoppedError(f"a process that loads data died ({error}). {self._how_to_go_on()}") from error
         if self._stop.received is not None:
             message = (
@@ -86,6 +103,12 @@ class PixelTrainer(Trainer):
             )
             raise StoppedError(message, status=128 + self._stop.received)
         return result
+
+    def _save_before_the_end(self) -> None:
+        """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.state.global_step and self.args.world_size == 1 and missing_files(checkpoint):
+            self._save_checkpoint(self.model, trial=None)
 
     def _how_to_go_on(self) -> str:
         checkpoints = whole_checkpoints(Path(self.args.output_dir))
@@ -121,7 +144,8 @@ class PixelTrainer(Trainer):
         self._window.clipped += int(0 < self.args.max_grad_norm < norm)
         losses = [float(batch.loss) for batch in self._batches]
         is_scaled = self.accelerator.scaler is not None  # then infinite gradients only say that the scale is too large
-        if not all(map(math.isfinite, losses)) or not (is_scaled or math.isfinite(norm)):
+        is_finite = all(map(math.isfinite, losses)) and (is_scaled or math.isfinite(norm))
+        if largest_of_processes(int(not is_finite), self.args):
             self._meet_nonfinite(model, losses, float(norm))
         self._batches.clear()
         return norm
@@ -182,9 +206,7 @@ class PixelTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         self._name_best(output_dir)
         if self.args.should_save:
-            if self.run_settings is not None:
-                text = json.dumps(self.run_settings, indent=2) + "\n"
-                (output_dir / UNFINISHED / name / SETTINGS_FILE).write_text(text, encoding="utf-8")
+            self._complete_checkpoint(output_dir / UNFINISHED / name)
             self._move_checkpoint(output_dir / UNFINISHED / name, output_dir / name)
             if self.args.push_to_hub:
                 self._publish_checkpoint(output_dir / name)
@@ -197,6 +219,14 @@ class PixelTrainer(Trainer):
         best = self.state.best_global_step
         if best and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").exists()):
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+
+    def _complete_checkpoint(self, unfinished: Path) -> None:
+        if self.run_settings is not None:
+            text = json.dumps(self.run_settings, indent=2) + "\n"
+            (unfinished / SETTINGS_FILE).write_text(text, encoding="utf-8")
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, StatefulCallback):
+                callback.save(unfinished)
 
     def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
         if self.state.best_model_checkpoint:

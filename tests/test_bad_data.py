@@ -7,7 +7,9 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 from awkward_images import huge_png, photograph, write_bad_images, write_good_images, write_latin1_name
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import prepare_dataset
@@ -143,19 +145,27 @@ def test_raise_stops_at_the_map_step_and_names_the_first(monkeypatch, request, t
     assert not list((tmp_path / "out").glob("checkpoint-*"))
 
 
-def test_raise_in_the_midst_of_training_names_the_image_and_keeps_the_checkpoints(monkeypatch, tmp_path):
+def test_raise_in_the_midst_of_training_loses_no_step(monkeypatch, tmp_path):
+    """The image is named, a checkpoint saved; once the image is whole, the run goes on as if it had always been."""
     for seed in range(12):
         photograph(seed).save(make(tmp_path / "images") / f"{seed:02}.png")
     source, output = tmp_path / "images", tmp_path / "out"
     bad = source / "05.png"
-    bad.write_bytes(bad.read_bytes()[:300])
-    options = ["--keypoint_source", "online", "--save_steps", "1", "--save_strategy", "steps", "--seed", "1"]
+    options = ["--keypoint_source", "online", "--save_steps", "1000", "--save_strategy", "steps", "--seed", "1"]
     options += ["--per_device_train_batch_size", "2", "--dataloader_num_workers", "1"]
-    with pytest.raises((InputError, StoppedError)) as error:
+    expected = load_file(pretrain(monkeypatch, tmp_path / "expected", source, *options) / "model.safetensors")
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:300])
+    with pytest.raises(StoppedError) as error:
         pretrain(monkeypatch, output, source, *options)
     message = str(error.value)
-    assert str(bad) in message and "\n" not in message and "Traceback" not in message
-    assert list(output.glob("checkpoint-*"))
+    (checkpoint,) = output.glob("checkpoint-*")
+    assert str(bad) in message and f"{checkpoint} is saved; go on with" in message
+    assert "\n" not in message and "Traceback" not in message
+    bad.write_bytes(whole)
+    pretrain(monkeypatch, output, source, *options, "--resume_from_checkpoint", "auto")
+    found = load_file(output / "model.safetensors")
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
 def test_an_image_without_a_name_is_named_by_its_row(tmp_path):

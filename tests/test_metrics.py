@@ -90,4 +90,4 @@ def test_checkpoint_without_processor_means_imagenet_and_a_warning(tmp_path, cap
     with caplog.at_level(logging.WARNING):
         processor = image_processor(64, str(tmp_path))
     assert np.allclose(processor.image_mean, [0.485, 0.456, 0.406])
-    assert "no image processor" in caplog.text
+    assert f"No image processor of {tmp_path}" in caplog.text

@@ -134,6 +134,23 @@ def test_gradients_reach_every_parameter(model_type):
     assert silent == []
 
 
+@pytest.mark.parametrize("image_size", [32, 96, 192])
+def test_swin_starts_with_gradients_of_ordinary_size(image_size, tmp_path):
+    """With transformers' mask token of zeros their norm is 1e5 at 192 px, and infinite in small models."""
+    config = build_config("swin", "tiny", image_size)
+    model = KamimForMaskedImageModeling.from_config(config)
+    assert 0.015 < model.base_model.embeddings.mask_token.std() < 0.025
+    model(**batch(config)).loss.backward()
+    assert torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]) < 100
+
+
+def test_a_mask_token_that_is_saved_is_kept(tmp_path):
+    model = KamimForMaskedImageModeling.from_config(CONFIGS["swin"])
+    torch.nn.init.ones_(model.base_model.embeddings.mask_token)
+    model.save_pretrained(tmp_path)
+    assert (KamimForMaskedImageModeling.from_pretrained(tmp_path).base_model.embeddings.mask_token == 1).all()
+
+
 @pytest.mark.parametrize("model_type", CONFIGS)
 def test_masked_pixels_do_not_leak_into_the_reconstruction(model_type):
     config = CONFIGS[model_type]

@@ -51,14 +51,15 @@ def kill_and_resume(start, tmp_path, arguments, kills, seed):
 
 
 QUICK_CASES = {
-    "ViT, map, in an epoch, accumulation": [*VIT, "--gradient_accumulation_steps", "2"],
-    "ViT, online, 2 workers": [*VIT, "--keypoint_source", "online", "--dataloader_num_workers", "2"],
+    "ViT, map, in an epoch, accumulation": (2, [*VIT, "--gradient_accumulation_steps", "2"]),
+    "ViT, online, a worker": (1, [*VIT, "--keypoint_source", "online", "--dataloader_num_workers", "1"]),
 }
 
 
 @pytest.mark.parametrize("case", QUICK_CASES)
 def test_a_killed_run_ends_with_the_same_weights(start, tmp_path, case):
-    log = kill_and_resume(start, tmp_path, QUICK_CASES[case], kills=2, seed=len(case))
+    kills, arguments = QUICK_CASES[case]
+    log = kill_and_resume(start, tmp_path, arguments, kills, seed=len(case))
     assert "Resuming from" in log
 
 
@@ -111,16 +112,19 @@ def test_a_signal_saves_and_tells_how_to_go_on(start, tmp_path, number):
     assert_same_weights(whole, stopped)
 
 
-def test_a_worker_that_dies_is_named(start, tmp_path):
+def test_a_worker_that_dies_is_named_and_no_step_lost(start, tmp_path):
     output_dir = tmp_path / "run"
-    process = start(output_dir, *VIT, *SMALL, *RUN, *QUIET, "--max_steps", "10000", "--dataloader_num_workers", "1")
+    endless = ["--max_steps", "10000", "--save_steps", "10000", "--dataloader_num_workers", "1"]
+    process = start(output_dir, *VIT, *SMALL, *RUN, *QUIET, *endless)
     log = Path(f"{output_dir}.log")
-    wait_for(lambda: count_steps(log) > 0, process)
-    wait_for(lambda: whole_checkpoints(output_dir), process)
+    wait_for(lambda: count_steps(log) > 2, process)
     wait_for(lambda: kill_a_child(process.pid), process)
     process.join(60)
     assert process.exitcode == 1
-    assert "a process that loads data died" in log.read_text() and "is saved; go on with" in log.read_text()
+    (checkpoint,) = whole_checkpoints(output_dir)
+    message = log.read_text()
+    assert "a process that loads data died" in message and f"{checkpoint} is saved; go on with" in message
+    assert int(checkpoint.name.removeprefix("checkpoint-")) == count_steps(log)
 
 
 def kill_a_child(pid):

@@ -10,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import SwinConfig, SwinForImageClassification, TrainerCallback, TrainingArguments, ViTConfig
+from transformers import SwinConfig, SwinForImageClassification, TrainingArguments, ViTConfig
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
 from ..processes import is_fsdp1, is_sharded
+from ..trainer import StatefulCallback
 
 EMA_FILE = "ema.safetensors"
 _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "relative_position_bias_table")
@@ -95,7 +96,7 @@ def _layers(model: nn.Module) -> list[list[nn.Module]]:
     return layers
 
 
-class ExponentialMovingAverage(TrainerCallback):
+class ExponentialMovingAverage(StatefulCallback):
     """Average of the trained parameters over the steps: a0 = w0, then a = decay * a + (1 - decay) * w (Polyak).
 
     It looks back over about 1 / (1 - decay) steps and is of use in runs several times as long. It is kept in float32
@@ -126,12 +127,9 @@ class ExponentialMovingAverage(TrainerCallback):
         current = [trained[name].detach().float() for name in self.average]
         self._update(list(self.average.values()), current, None)
 
-    def on_save(self, args, state, control, **kwargs):
-        if args.should_save:
-            save_file(
-                {name: average.contiguous() for name, average in self.average.items()},
-                Path(args.output_dir) / f"checkpoint-{state.global_step}" / EMA_FILE,
-            )
+    def save(self, checkpoint: Path) -> None:
+        """Write the average into a checkpoint directory."""
+        save_file({name: average.contiguous() for name, average in self.average.items()}, checkpoint / EMA_FILE)
 
     def load(self, checkpoint: str | Path | None) -> None:
         """Take over the average that is saved in a checkpoint directory; training must have begun.
