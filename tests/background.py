@@ -21,6 +21,7 @@ QUIET = ["--disable_tqdm", "true", "--logging_steps", "1", "--save_total_limit",
 def work(argv, log):
     """The script in a process of its own group, with everything that it prints in a file."""
     os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as for the loaders of a run that a shell starts
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
