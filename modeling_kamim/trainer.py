@@ -84,6 +84,7 @@ class PixelTrainer(Trainer):
         """
         if resume_from_checkpoint and self.run_settings is not None:
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
+        self._window = _Window()
         with self._stop.listening():
             try:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)

@@ -17,13 +17,13 @@ from awkward_images import photograph
 from transformers import ViTConfig, ViTForMaskedImageModeling, ViTImageProcessor
 
 import prepare_dataset
-import run_classification
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS, parse, read_yaml
 from modeling_kamim.conversion import load_state_dict
 from modeling_kamim.data import keep_encoded, load_images, report_bad_images
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.classifiers import build_classifier
+from modeling_kamim.evaluation.comparison import load_pretrained_model
 from modeling_kamim.evaluation.features import load_backbone
 from modeling_kamim.evaluation.report import build_report, write_report
 from modeling_kamim.evaluation.results import checkpoint_rows, write_results
@@ -121,7 +121,7 @@ def loaders(tmp_path):
     return {
         "load_backbone": lambda path: load_backbone(str(path), "vit", "base", None, "mean"),
         "build_classifier": classifier,
-        "load_pretrained_model": lambda path: run_classification.load_pretrained_model(str(path)),
+        "load_pretrained_model": lambda path: load_pretrained_model(str(path)),
         "export_checkpoint": lambda path: export_checkpoint(str(path), tmp_path / "exported", "timm"),
     }
 

@@ -1,0 +1,340 @@
+"""One evaluation as the command line of `run_classification.py` asks for it, from images to results."""
+
+import contextlib
+import copy
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from huggingface_hub import ModelCard
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, set_seed
+
+from ..arguments import CLASSIFICATION_ARGUMENTS, ClassificationArguments, DataArguments, ProbingArguments
+from ..augmentation import ClassificationTransform, MixingCollator
+from ..checkpoint_page import CheckpointPage
+from ..data import SampleDataset, keep_encoded, load_labelled_images, low_shot, report_bad_images, subsample
+from ..errors import InputError
+from ..figures import confusion_figure, depth_figure
+from ..map_steps import prepare_images
+from ..model_card import classifier_card
+from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..processor import image_processor
+from ..resume import find_checkpoint, run_settings
+from ..trainer import ClassificationTrainer
+from .classifiers import build_classifier, classifier_config, encoder_config
+from .features import ClassificationHead, FeatureDataset, PooledFeatures, extract_features, load_backbone
+from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
+from .metrics import TrainerMetrics, best_classes, classification_metrics
+from .probing import LinearProbe, nearest_neighbours, probe
+from .results import checkpoint_rows, provenance, summarise_seeds, write_results
+
+logger = logging.getLogger(__name__)
+
+NUM_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
+
+
+class Evaluation:
+    """One evaluation as the command line asks for it; `run` does it for a seed."""
+
+    def __init__(self, data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments):
+        self.data_args, self.class_args, self.training_args = data_args, class_args, training_args
+        is_probe = class_args.mode == "linear_probe"
+        check_sharding(training_args, class_args.ema_decay, class_args.layer_decay, is_probe)
+        self.is_cached = class_args.mode == "linear_probe" and class_args.protocol == "cached"
+        if self.is_cached:
+            self.backbone = load_backbone(
+                class_args.model_name_or_path,
+                class_args.model_type,
+                class_args.model_size,
+                class_args.image_size,
+                class_args.pooling,
+            )
+            self.encoder_config, self.image_size = self.backbone.model.config, self.backbone.image_size
+            self.backbone.default_layer(class_args.layer)
+        else:
+            self.encoder_config = encoder_config(class_args)
+            self.config, self.image_size = classifier_config(class_args), self.encoder_config.image_size
+        self.checkpoint = find_checkpoint(training_args)
+        self.images = load_labelled_images(
+            data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
+        )
+        self.processor = image_processor(self.image_size, class_args.model_name_or_path)
+        if training_args.push_to_hub and (self.is_cached or len(class_args.seeds) > 1):
+            raise InputError("--push_to_hub publishes one trained classifier; not for --protocol cached or --seeds")
+        dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
+        self.page = CheckpointPage(CLASSIFICATION_ARGUMENTS, training_args, dataset)
+        self.trainer: ClassificationTrainer | None = None
+        self.bad_images: list[str] = []
+        self.features: dict[str, FeatureDataset] = {}
+        logger.info(
+            "%s (%s) of %s; %d classes, chance is %.1f%%",
+            *(class_args.mode, class_args.protocol, class_args.model_name_or_path or "random weights"),
+            *(self.images.classes.num_classes, 100 / self.images.classes.num_classes),
+        )
+        logger.info("Speed: %s", training_args.describe_speed())
+
+    def run(self, seed: int) -> list[dict[str, Any]]:
+        """Rows of results for a seed."""
+        set_seed(seed)
+        train = self.images.train
+        if self.class_args.low_shot is not None:
+            train = low_shot(train, self.images.label_column, self.class_args.low_shot, seed)
+        train_dataset = self.samples(train, self.data_args.max_train_samples, self.class_args.augmentation, seed)
+        eval_dataset = self.samples(self.images.validation, self.data_args.max_eval_samples, "none", seed)
+        output_dir = Path(self.training_args.output_dir)
+        report_bad_images(self.bad_images, output_dir, self.training_args.should_save)
+        logger.info("%d training and %d validation images, seed %d", len(train_dataset), len(eval_dataset), seed)
+
+        args = copy.copy(self.training_args)
+        args.seed = seed
+        if len(self.class_args.seeds) > 1:
+            args.output_dir = str(output_dir / f"seed-{seed}")
+        start = time.perf_counter()
+        evaluate = self.probe_features if self.is_cached else self.train_classifier
+        rows = evaluate(train_dataset, eval_dataset, args)
+        common = {
+            "mode": self.class_args.mode,
+            "augmentation": self.class_args.augmentation,
+            "low_shot": self.class_args.low_shot,
+            "seed": seed,
+            "num_train_images": len(train_dataset),
+            "num_validation_images": len(eval_dataset),
+            "wall_time": time.perf_counter() - start,
+        }
+        return [{**common, **row} for row in rows]
+
+    def samples(self, images: datasets.Dataset, max_samples: int | None, augmentation: str, seed: int) -> SampleDataset:
+        """Training or validation samples of labelled images."""
+        column, labels = self.images.image_column, self.images.label_column
+        images = keep_encoded(subsample(images, max_samples, self.training_args.seed), column)
+        skip = self.data_args.bad_images == "skip"
+        with self.training_args.main_process_first(desc="preparing the images"):
+            images, bad = prepare_images(images, column, skip_bad_images=skip, num_proc=self.data_args.num_proc)
+        self.bad_images = sorted({*self.bad_images, *bad})
+        transform = ClassificationTransform(column, labels, self.image_size, augmentation)
+        return SampleDataset(images.select_columns([column, labels]), transform, seed)
+
+    def train_classifier(
+        self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
+    ) -> list[dict[str, Any]]:
+        """Linear probe or fine-tuning by HF Trainer; saves the classifier."""
+        class_args = self.class_args
+        model = build_classifier(class_args, self.images.classes.names, args.attn_implementation)
+        if len(class_args.seeds) <= 1:
+            self.page.begin(self.card(model.config))
+        average = ExponentialMovingAverage(class_args.ema_decay) if class_args.ema_decay else None
+        trainer = self.build_trainer(model, train_dataset, eval_dataset, args, average)
+        if class_args.trains_on_features:
+            encoder = PooledFeatures(model)
+            train_features = extract_features(trainer, encoder, train_dataset, "Features of the training images")
+            eval_features = extract_features(trainer, encoder, eval_dataset, "Features of the validation images")
+            trainer = self.build_trainer(ClassificationHead(model), train_features, eval_features, args, average)
+        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        with average.applied(trainer.model) if average else contextlib.nullcontext():
+            trainer.save_model()
+            evaluation = trainer.evaluate()
+        if class_args.trains_on_features and args.should_save:
+            model.save_pretrained(args.output_dir)  # over the head alone
+        trainer.save_metrics("train", result.metrics)
+        trainer.log_metrics("eval", evaluation)
+        trainer.save_state()
+        self.trainer = trainer
+        return [self.classifier_row(trainer, evaluation["eval_loss"])]
+
+    def build_trainer(
+        self,
+        model: nn.Module,
+        train_dataset: SampleDataset | FeatureDataset,
+        eval_dataset: SampleDataset | FeatureDataset,
+        args: ProbingArguments,
+        average: ExponentialMovingAverage | None,
+    ) -> ClassificationTrainer:
+        """Trainer of a classifier, or of its head on features."""
+        class_args, num_classes = self.class_args, self.images.classes.num_classes
+
+        def groups(model: nn.Module) -> list[dict[str, Any]]:
+            return parameter_groups(model, args.learning_rate, args.weight_decay, class_args.layer_decay)
+
+        return ClassificationTrainer(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=MixingCollator(num_classes, class_args.augmentation),
+            processing_class=self.processor,
+            compute_metrics=TrainerMetrics(num_classes),
+            preprocess_logits_for_metrics=best_classes,
+            parameter_groups=groups if class_args.layer_decay < 1 else None,
+            run_settings=run_settings(self.data_args, class_args, args, num_train_images=len(train_dataset)),
+            callbacks=[average] if average else None,
+            optimizer_cls_and_kwargs=lars(args) if class_args.protocol == "mae" else None,
+        )
+
+    def classifier_row(self, trainer: ClassificationTrainer, loss: float) -> dict[str, Any]:
+        """Results of a classifier that was trained and evaluated."""
+        class_args, args = self.class_args, trainer.args
+        is_swin = self.config.model_type == "swin"
+        return {
+            "protocol": "finetune" if class_args.mode == "finetune" else class_args.protocol,
+            "layer": "last stage" if is_swin else self.config.num_hidden_layers,
+            "pooling": "mean",
+            "layer_norm": class_args.pooled_norm == "layernorm",
+            "optimizer": "lars" if class_args.protocol == "mae" else str(args.optim.value),
+            "learning_rate": args.learning_rate,
+            "global_batch_size": args.total_batch_size,
+            "num_train_epochs": trainer.state.epoch,
+            "layer_decay": class_args.layer_decay,
+            "ema_decay": class_args.ema_decay,
+            "loss": loss,
+            **trainer.compute_metrics.latest,
+        }
+
+    def card(self, config: PreTrainedConfig) -> ModelCard:
+        """Card of the classifier, without results."""
+        name = self.class_args.model_name_or_path
+        return classifier_card(self.page.run, config, self.class_args.mode, public_name(name) if name else None)
+
+    def probe_features(
+        self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
+    ) -> list[dict[str, Any]]:
+        """Linear probes and nearest neighbours on features computed once, of one layer or of all."""
+        trainer = ClassificationTrainer(model=self.backbone, args=args, processing_class=self.processor)
+        train = self.features_of(train_dataset, trainer, "Features of the training images")
+        validation = self.features_of(eval_dataset, trainer, "Features of the validation images")
+        names = [*map(str, range(1, train.features.shape[1])), "final"]
+        layers = list(range(len(names)))
+        if self.class_args.probe_layers == "default":
+            layers = [self.backbone.default_layer(self.class_args.layer)]
+        train, validation = (replace(split, features=split.features[:, layers]) for split in (train, validation))
+        recipe = LinearProbe(seed=args.seed)
+        num_classes = self.images.classes.num_classes
+        probed = probe(recipe, train.features, train.labels, validation.features, num_classes)
+        return [
+            row
+            for place, layer in enumerate(layers)
+            for row in (
+                self.probe_row(names[layer], probed.logits[place], probed.learning_rates[place], validation.labels),
+                self.neighbours_row(names[layer], train, validation, place),
+            )
+        ]
+
+    def probe_row(self, layer: str, logits: torch.Tensor, learning_rate: float, labels: torch.Tensor) -> dict[str, Any]:
+        """Results of the linear probe of a layer."""
+        return {
+            "protocol": "cached",
+            **self.layer_facts(layer),
+            "optimizer": "adam",
+            "learning_rate": "chosen",
+            "chosen_learning_rate": learning_rate,
+            "loss": nn.functional.cross_entropy(logits, labels).item(),
+            **self.scores(logits, labels),
+        }
+
+    def neighbours_row(
+        self, layer: str, train: FeatureDataset, validation: FeatureDataset, place: int
+    ) -> dict[str, Any]:
+        """Results of the nearest neighbours by the features at `place`, those of a layer."""
+        votes = nearest_neighbours(
+            train.features[:, place],
+            train.labels,
+            validation.features[:, place],
+            self.images.classes.num_classes,
+            NUM_NEIGHBOURS,
+            KNN_TEMPERATURE,
+        )
+        return {
+            "protocol": "knn",
+            **self.layer_facts(layer),
+            "optimizer": None,
+            "learning_rate": None,
+            "num_neighbours": NUM_NEIGHBOURS,
+            **({"seed": None} if self.class_args.low_shot is None else {}),  # nothing is drawn
+            **self.scores(votes, validation.labels),
+        }
+
+    def layer_facts(self, layer: str) -> dict[str, Any]:
+        return {"layer": layer, "pooling": self.class_args.pooling, "layer_norm": False}
+
+    def scores(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        num_classes = self.images.classes.num_classes
+        return classification_metrics(best_classes(logits).numpy(), labels.numpy(), num_classes)
+
+    def features_of(self, samples: SampleDataset, trainer: ClassificationTrainer, description: str) -> FeatureDataset:
+        """Features of every layer; those of the same plain images are not computed again for another seed."""
+        transform = samples.transform
+        if not isinstance(transform, ClassificationTransform) or transform.augmentation != "none":
+            return extract_features(trainer, self.backbone, samples, description)
+        images = samples.rows._fingerprint
+        if images not in self.features:
+            self.features[images] = extract_features(trainer, self.backbone, samples, description)
+        return self.features[images]
+
+    def save(self, rows: list[dict[str, Any]]) -> None:
+        """Write results.json, pictures and the page of the classifier; log the figures."""
+        output_dir = Path(self.training_args.output_dir)
+        shared = self.shared_facts()
+        best = max(rows, key=lambda row: row["top1"])
+        rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
+        results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
+        write_results(output_dir / "results.json", results)
+        if self.trainer is not None and len(rows) == 1:
+            card = self.card(AutoConfig.from_pretrained(output_dir))
+            self.page.write(card, checkpoint_rows([output_dir], output_dir), self.trainer.hub_model_id)
+        confusion_figure(best["confusion"], self.images.classes.names).savefig(output_dir / "confusion.png", dpi=100)
+        summary = summarise_seeds([{**shared, **row} for row in rows])
+        if self.class_args.probe_layers == "all" and self.is_cached:
+            draw_depth(summary, shared["chance"], output_dir / "depth.png")
+        for row in summary:
+            log_row(row)
+        logger.info("results.json and pictures are in %s", output_dir)
+
+    def shared_facts(self) -> dict[str, Any]:
+        """What all rows of results have in common."""
+        origin = provenance(
+            self.data_args.dataset_name,
+            self.images.train,
+            self.images.validation,
+            self.class_args.model_name_or_path,
+            self.encoder_config,
+            self.training_args.device,
+        )
+        num_classes = self.images.classes.num_classes
+        return {
+            "provenance": origin,
+            "num_classes": num_classes,
+            "chance": 1 / num_classes,
+            "image_size": self.image_size,
+        }
+
+
+def lars(args: ProbingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """LARS, the optimiser of MAE's linear probe."""
+    from timm.optim import Lars
+
+    return Lars, {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 0.001}
+
+
+def draw_depth(summary: Sequence[Mapping[str, Any]], chance: float, file: Path) -> None:
+    """Accuracy by depth of the protocols that read features."""
+    series = {
+        protocol: ([row["layer"] for row in found], [row["top1"] for row in found])
+        for protocol in ("cached", "knn")
+        if (found := [row for row in summary if row["protocol"] == protocol])
+    }
+    depth_figure(series, chance).savefig(file, dpi=100)
+
+
+def log_row(row: Mapping[str, Any]) -> None:
+    """A summary of results in the log."""
+    spread = f" ± {100 * row['top1_std']:.2f} over {row['num_seeds']} seeds" if row["num_seeds"] > 1 else ""
+    logger.info(
+        "%s, layer %s: top-1 %.2f%%%s, top-5 %.2f%% on %d images",
+        *(row["protocol"], row["layer"], 100 * row["top1"], spread, 100 * row["top5"]),
+        row["num_validation_images"],
+    )

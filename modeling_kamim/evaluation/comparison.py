@@ -1,0 +1,140 @@
+"""Reconstructions of one pretrained model or several, on the same images and masks: scores and a picture."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from ..arguments import ClassificationArguments, DataArguments, ProbingArguments
+from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
+from ..errors import InputError
+from ..figures import comparison_figure
+from ..modeling_kamim import KamimForMaskedImageModeling, loading_failure, quiet_loading
+from ..privacy import public_name
+from ..processor import image_processor
+from ..trainer import MaskedImageTrainer
+from ..transforms import MaskedImageTransform
+from .features import evaluation_loader
+from .reconstruction import PAPER_MASK_RATIO, score_reconstructions
+from .results import provenance, write_results
+
+logger = logging.getLogger(__name__)
+
+NUM_SHOWN = 6
+
+
+def compare_reconstructions(
+    data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments
+) -> None:
+    """Write results.json, with PSNR and SSIM of each model, and reconstructions.png.
+
+    Raises:
+        InputError: if no model is named, one cannot be loaded, or their image sizes differ.
+    """
+    names = [name for name in (class_args.model_name_or_path, *class_args.compare_with) if name]
+    if not names:
+        raise InputError("reconstructions need --model_name_or_path, a checkpoint of run_mim.py")
+    models = [load_pretrained_model(name) for name in names]
+    sizes = {model.config.image_size for model in models}
+    if len(sizes) > 1:
+        raise InputError(f"the models have image sizes {sorted(sizes)}; compare models of one size")
+    images, column = _images(data_args, training_args.seed)
+    scored = [
+        _ScoredModel(name, model, images, column, training_args) for name, model in zip(names, models, strict=True)
+    ]
+    rows = []
+    for model in scored:
+        origin = provenance(data_args.dataset_name, None, images, model.name, model.model.config, training_args.device)
+        rows.append({"mode": "reconstruction", "mask_ratio": PAPER_MASK_RATIO, **model.score(), "provenance": origin})
+    if training_args.should_save:
+        output_dir = Path(training_args.output_dir)
+        write_results(output_dir / "results.json", {"rows": rows})
+        _draw(scored, output_dir / "reconstructions.png")
+        logger.info("results.json and reconstructions.png are in %s", output_dir)
+
+
+def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
+    """Validation images, or training images where there are none, and the name of their column."""
+    splits = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    train, validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
+    images = validation if validation is not None else train
+    column = find_image_column(images, data_args.image_column)
+    return keep_encoded(subsample(images, data_args.max_eval_samples, seed), column), column
+
+
+class _ScoredModel:
+    """A model and the images that it is to reconstruct."""
+
+    def __init__(
+        self,
+        name: str,
+        model: KamimForMaskedImageModeling,
+        images: datasets.Dataset,
+        column: str,
+        args: ProbingArguments,
+    ):
+        self.name, self.model = name, model.to(args.device)
+        config = model.config
+        mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
+        transform = MaskedImageTransform(
+            column, config.image_size, config.patch_size, mask_patch_size, PAPER_MASK_RATIO, mask_patch_size, None
+        )
+        self.samples = SampleDataset(images.select_columns([column]), transform, args.seed)
+        self.processor = image_processor(config.image_size, name)
+        self.trainer = MaskedImageTrainer(
+            model=model, args=args, processing_class=self.processor, data_collator=default_collate
+        )
+
+    def score(self) -> dict[str, Any]:
+        loader = evaluation_loader(self.trainer, self.samples)
+        batches = map(self.trainer._prepare_inputs, tqdm(loader, desc=public_name(self.name)))
+        gather = self.trainer.accelerator.gather_for_metrics
+        mean, std = self.processor.image_mean, self.processor.image_std
+        scores = score_reconstructions(self.model, batches, mean, std, gather)
+        logger.info(
+            "%s: masked pixels %.2f dB, SSIM %.3f (mean of the visible pixels: %.2f dB, %.3f)",
+            *(public_name(self.name), scores["masked_psnr"]["mean"], scores["masked_ssim"]["mean"]),
+            *(scores["baseline_psnr"]["mean"], scores["baseline_ssim"]["mean"]),
+        )
+        return scores
+
+    @torch.no_grad()
+    def reconstruct(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """A few images with their masks, and what the model makes of them."""
+        places = [len(self.samples) * number // NUM_SHOWN for number in range(NUM_SHOWN)]
+        batch = self.trainer._prepare_inputs(default_collate([self.samples[place] for place in places]))
+        return batch, self.model(**batch).reconstruction
+
+
+def _draw(models: list[_ScoredModel], file: Path) -> None:
+    shown = {public_name(model.name): model.reconstruct() for model in models}
+    batch, _ = next(iter(shown.values()))
+    first = models[0]
+    side = first.model.config.image_size // first.model.config.patch_size
+    comparison_figure(
+        batch["pixel_values"].cpu(),
+        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        {name: reconstruction.cpu() for name, (_, reconstruction) in shown.items()},
+        first.processor.image_mean,
+        first.processor.image_std,
+    ).savefig(file, dpi=100)
+
+
+def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
+    """A pretrained model with its decoder.
+
+    Raises:
+        InputError: if it cannot be loaded, or holds an encoder alone.
+    """
+    try:
+        with quiet_loading():
+            model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
+    except OSError as error:
+        raise InputError(f"cannot load {name!r}: {loading_failure(error)}") from error
+    if info["missing_keys"]:
+        raise InputError(f"{name} holds no decoder of masked image modelling; reconstructions need one")
+    return model
