@@ -8,13 +8,12 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_swin, tiny_vit
 from torch import nn
 from transformers import (
     BertConfig,
-    SwinConfig,
     SwinForImageClassification,
     SwinModel,
-    ViTConfig,
     ViTForImageClassification,
     ViTModel,
 )
@@ -28,30 +27,10 @@ NAMES = ["cat", "dog", "owl"]
 
 
 def vit_config(num_hidden_layers=3):
-    return ViTConfig(
-        image_size=32,
-        patch_size=8,
-        encoder_stride=8,
-        hidden_size=32,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=2,
-        intermediate_size=64,
-        hidden_dropout_prob=0.1,
-        kamim={"temperature": 0.25},
-    )
+    return tiny_vit(num_hidden_layers=num_hidden_layers, hidden_dropout_prob=0.1, kamim={"temperature": 0.25})
 
 
-SWIN = SwinConfig(
-    image_size=32,
-    patch_size=4,
-    encoder_stride=8,
-    embed_dim=16,
-    depths=[2, 2],
-    num_heads=[2, 2],
-    window_size=4,
-    drop_path_rate=0.2,
-    hidden_dropout_prob=0.1,
-)
+SWIN = tiny_swin(drop_path_rate=0.2, hidden_dropout_prob=0.1)
 
 
 def save(config, path):

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from transformers import BertConfig, SwinConfig, ViTConfig
+from tiny_models import tiny_swin, tiny_vit
+from transformers import BertConfig
 from transformers.modeling_outputs import MaskedImageModelingOutput
 
 from modeling_kamim import (
@@ -15,27 +16,7 @@ from modeling_kamim import (
 from modeling_kamim.errors import InputError
 from modeling_kamim.modeling_kamim import check_image_size
 
-VIT = ViTConfig(
-    image_size=32,
-    patch_size=8,
-    encoder_stride=8,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    kamim={"temperature": 0.25},
-)
-SWIN = SwinConfig(
-    image_size=32,
-    patch_size=4,
-    encoder_stride=8,
-    embed_dim=16,
-    depths=[2, 2],
-    num_heads=[2, 2],
-    window_size=4,
-    kamim={"temperature": 0.25},
-)
-CONFIGS = {"vit": VIT, "swin": SWIN}
+CONFIGS = {"vit": tiny_vit(kamim={"temperature": 0.25}), "swin": tiny_swin(kamim={"temperature": 0.25})}
 CLASSES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}
 
 
@@ -165,7 +146,7 @@ def test_masked_pixels_do_not_leak_into_the_reconstruction(model_type):
 
 
 def test_a_wrong_encoder_stride_is_refused_with_its_name():
-    config = ViTConfig(**{**VIT.to_dict(), "encoder_stride": 16})
+    config = tiny_vit(encoder_stride=16)
     model = KamimForMaskedImageModeling.from_config(config)
     with pytest.raises(ValueError, match="encoder_stride 16"):
         model(**batch(config))
@@ -203,9 +184,8 @@ def test_impossible_models_are_refused_with_what_is_possible(arguments, expected
 
 def swin(image_size, window_size):
     """Swin of four stages, as the paper's, of 4 channels."""
-    return SwinConfig(
+    return tiny_swin(
         image_size=image_size,
-        patch_size=4,
         encoder_stride=32,
         embed_dim=4,
         depths=[2, 2, 2, 2],

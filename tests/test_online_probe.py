@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tiny_models import tiny_swin, tiny_vit
 from torch.utils.data import default_collate
-from transformers import SwinConfig, TrainerCallback, TrainingArguments, ViTConfig, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 
 import modeling_kamim.trainer
 from modeling_kamim import KamimForMaskedImageModeling
@@ -20,31 +21,8 @@ from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import MaskedImageTrainer, PixelTrainer
 from modeling_kamim.weighting import CellWeighting
 
-
-def vit_config(num_hidden_layers=2):
-    return ViTConfig(
-        image_size=32,
-        patch_size=16,
-        encoder_stride=16,
-        hidden_size=32,
-        num_hidden_layers=num_hidden_layers,
-        num_attention_heads=2,
-        intermediate_size=64,
-        hidden_dropout_prob=0.1,
-    )
-
-
-VIT = vit_config()
-SWIN = SwinConfig(
-    image_size=32,
-    patch_size=8,
-    encoder_stride=16,
-    embed_dim=16,
-    depths=[2, 2],
-    num_heads=[2, 2],
-    window_size=2,
-    drop_path_rate=0.3,
-)
+VIT = tiny_vit(patch_size=16, encoder_stride=16, hidden_dropout_prob=0.1)
+SWIN = tiny_swin(patch_size=8, encoder_stride=16, window_size=2, drop_path_rate=0.3)
 MODELS = pytest.mark.parametrize("config", [VIT, SWIN], ids=["vit", "swin"])
 RECIPE = LinearProbe(learning_rates=(1e-2,), num_epochs=5)
 
@@ -308,7 +286,9 @@ def test_the_time_of_the_probe_is_left_out_of_the_speed(tmp_path, monkeypatch):
     ("depth", "layer", "index"), [(2, None, -1), (12, None, 7), (8, None, -1), (12, 3, 2), (12, 12, -1), (2, 1, 0)]
 )
 def test_layers_of_a_vit(depth, layer, index):
-    model = KamimForMaskedImageModeling.from_config(vit_config(depth)).eval()
+    model = KamimForMaskedImageModeling.from_config(
+        tiny_vit(patch_size=16, encoder_stride=16, num_hidden_layers=depth)
+    ).eval()
     assert layer_index(model, layer) == index
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():

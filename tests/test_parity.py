@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tiny_models import tiny_swin, tiny_vit
 from transformers import (
     AutoImageProcessor,
     AutoModel,
-    SwinConfig,
     SwinForMaskedImageModeling,
-    ViTConfig,
     ViTForMaskedImageModeling,
 )
 
@@ -23,27 +22,8 @@ from modeling_kamim.processor import image_processor
 
 KAMIM = {"weighting": "keypoint", "temperature": 0.25, "weight_patch_size": 8}
 CONFIGS = {
-    "vit": ViTConfig(
-        image_size=48,
-        patch_size=8,
-        encoder_stride=8,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        kamim=KAMIM,
-    ),
-    "swin": SwinConfig(
-        image_size=48,
-        patch_size=4,
-        encoder_stride=8,
-        embed_dim=16,
-        depths=[2, 2],
-        num_heads=[2, 2],
-        window_size=3,
-        drop_path_rate=0.0,
-        kamim=KAMIM,
-    ),
+    "vit": tiny_vit(image_size=48, kamim=KAMIM),
+    "swin": tiny_swin(image_size=48, window_size=3, drop_path_rate=0.0, kamim=KAMIM),
 }
 STOCK = {"vit": ViTForMaskedImageModeling, "swin": SwinForMaskedImageModeling}
 both = pytest.mark.parametrize("model_type", CONFIGS)

@@ -13,7 +13,8 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 from test_trainer import Samples
-from transformers import AutoModel, Trainer, TrainingArguments, ViTConfig
+from tiny_models import tiny_vit
+from transformers import AutoModel, Trainer, TrainingArguments
 
 import prepare_dataset
 import push_checkpoint
@@ -34,10 +35,8 @@ QUICK = ["--max_steps", "2", "--per_device_train_batch_size", "8", "--use_cpu", 
 @pytest.fixture
 def checkpoint(tmp_path):
     directory = tmp_path / "alice" / "mim"
-    config = ViTConfig(
-        image_size=32, patch_size=16, encoder_stride=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64, kamim={"weighting": "keypoint", "dataset_name": "/home/alice/secret/pictures"},
-    )  # fmt: skip
+    kamim = {"weighting": "keypoint", "dataset_name": "/home/alice/secret/pictures"}
+    config = tiny_vit(patch_size=16, encoder_stride=16, kamim=kamim)
     KamimForMaskedImageModeling.from_config(config).save_pretrained(directory)
     (directory / "README.md").write_text("---\nlibrary_name: transformers\n---\n\n# mim\n")
     state = {"best_model_checkpoint": "outputs/alice/checkpoint-3", "log_history": [{"loss": 1.0, "step": 1}]}
@@ -147,16 +146,12 @@ def test_a_push_in_the_background_outlives_its_files(hub, checkpoint):
 
 
 def trainer(output_dir, **arguments):
-    config = ViTConfig(
-        image_size=32, patch_size=16, encoder_stride=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-        intermediate_size=64,
-    )  # fmt: skip
     settings = {"max_steps": 3, "save_steps": 1, "save_total_limit": 2, "per_device_train_batch_size": 4, **arguments}
     args = TrainingArguments(
         str(output_dir), use_cpu=True, remove_unused_columns=False, disable_tqdm=True, report_to=[], **settings
     )
     return MaskedImageTrainer(
-        model=KamimForMaskedImageModeling.from_config(config),
+        model=KamimForMaskedImageModeling.from_config(tiny_vit(patch_size=16, encoder_stride=16)),
         args=args,
         train_dataset=Samples(),
         eval_dataset=Samples(8),

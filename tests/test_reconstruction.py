@@ -8,8 +8,9 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from tiny_models import tiny_swin, tiny_vit
 from torch.utils.data import default_collate
-from transformers import SwinConfig, TrainingArguments, ViTConfig
+from transformers import TrainingArguments
 
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.errors import InputError
@@ -29,19 +30,7 @@ from modeling_kamim.weighting import CellWeighting
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 NAMES = {"paper_mse", "paper_psnr", "paper_ssim", "masked_psnr", "masked_ssim", "baseline_psnr", "baseline_ssim"}
 CHECKERBOARD = torch.tensor([[1, 0, 0, 1]]).bool()  # patches of 16 x 16 px of an image of 32 x 32 px
-VIT = ViTConfig(
-    image_size=32,
-    patch_size=8,
-    encoder_stride=8,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=64,
-    hidden_dropout_prob=0.1,
-)
-SWIN = SwinConfig(
-    image_size=32, patch_size=4, encoder_stride=8, embed_dim=16, depths=[2, 2], num_heads=[2, 2], window_size=4
-)
+VIT, SWIN = tiny_vit(hidden_dropout_prob=0.1), tiny_swin()
 
 
 def normalise(images):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments, ViTConfig
+from tiny_models import tiny_vit
+from transformers import TrainingArguments
 
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.density import encode_density
@@ -23,8 +24,7 @@ from modeling_kamim.weighting import WEIGHTINGS, CellWeighting, cell_density
 
 @pytest.fixture
 def tiny_vit_config():
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-    return ViTConfig(image_size=32, patch_size=16, encoder_stride=16, **shape)
+    return tiny_vit(patch_size=16, encoder_stride=16)
 
 
 class Samples(torch.utils.data.Dataset):
