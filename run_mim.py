@@ -48,6 +48,7 @@ from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
 from modeling_kamim.resume import find_checkpoint, run_settings
+from modeling_kamim.stream_reader import take_rows
 from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
 from modeling_kamim.trainer import MaskedImageTrainer
 from modeling_kamim.transforms import MaskedImageTransform
@@ -112,7 +113,7 @@ def main() -> None:
 
     def prepare(split: Dataset, max_samples: int | None, transform: MaskedImageTransform) -> SampleDataset:
         if stream:
-            split = split.take(max_samples, transform.columns, training_args.seed)
+            split = take_rows(split, max_samples, transform.columns, training_args.seed)
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(

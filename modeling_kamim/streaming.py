@@ -1,31 +1,17 @@
 """Training on Parquet files while they are read, from disk or from the Hub: no copy, no first pass over the images.
 
-Every pass over the data deals the files out anew over the readers, one for each worker of each process; where there are
-fewer files than readers, their row groups. A reader takes its files, and the row groups of a file, in a random order,
-gathers row groups into windows and serves the rows of a window in a random order. All of these orders depend on (seed,
-pass, reader) alone, so that four numbers say how far a reader is, and going on from there reads one window again at
-most. Crop, flips and mask of a sample depend on (seed, pass, file, row): on no reader and on no order.
+Crop, flips and mask of a sample depend on (seed, pass, file, row): on no reader and on no order. What is read when is
+told in `stream_reader.py`.
 """
 
-import hashlib
 import json
 import logging
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import accumulate, islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from datasets.utils.file_utils import xopen
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
 from .arguments import (
@@ -36,9 +22,10 @@ from .arguments import (
     PretrainingArguments,
 )
 from .data import choose_splits, settle_worker
-from .density import DensityDetector, density_label
 from .errors import InputError
 from .images import BadImageError
+from .parquet_files import ParquetFiles, load_parquet
+from .stream_reader import Position, Row, StreamReader
 from .trainer import MaskedImageTrainer
 from .transforms import MaskedImageTransform
 
@@ -46,140 +33,6 @@ logger = logging.getLogger(__name__)
 
 BAD_IMAGES_FILE = "bad_images.txt"
 _ROW_BITS = 40  # of a sample's number; the others are its file's
-
-
-class _OpenFile:
-    """A Parquet file: its schema, its row groups."""
-
-    def __init__(self, file: str):
-        self.file = file
-        with _reading(file):
-            self._parquet = pq.ParquetFile(xopen(file, "rb"), pre_buffer=False)
-            metadata = self._parquet.metadata
-            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = [0, *accumulate(sizes)]
-
-    @property
-    def num_groups(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._parquet.schema_arrow
-
-    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        with _reading(self.file):
-            return self._parquet.read_row_group(group, columns=list(columns), use_threads=False)
-
-
-@contextmanager
-def _reading(file: str) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot read {file}: {reason}. If the file is whole, go on from the last checkpoint with "
-            "--resume_from_checkpoint"
-        ) from error
-
-
-@dataclass(frozen=True)
-class ParquetFiles:
-    """The Parquet files of a split; their number is its length.
-
-    Args:
-        files: paths, or addresses `hf://datasets/...` of the Hub, sorted.
-        features: of their rows.
-    """
-
-    files: tuple[str, ...]
-    features: datasets.Features
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def open(self, number: int) -> _OpenFile:
-        """One of the files.
-
-        Raises:
-            InputError: if it cannot be read.
-        """
-        return _OpenFile(self.files[number])
-
-    @property
-    def fingerprint(self) -> str:
-        """What the names of the files, without their folders, and their order come to."""
-        names = "\n".join(file.rsplit("/", 1)[-1] for file in self.files)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
-
-    def has_densities(self, densities: DensityDetector) -> bool:
-        """Whether the files hold these very densities, as those that `prepare_dataset.py` wrote may."""
-        if self.features.get(densities.column) != datasets.Value("binary"):
-            return False
-        values = self.open(0).read(0, [densities.column])[densities.column]
-        found = density_label(values[0].as_py() if len(values) else None)
-        if found != densities.label:
-            logger.info("The data set holds keypoint densities of %s; this run needs %s", found, densities.label)
-        return found == densities.label
-
-    def take(self, count: int, columns: Sequence[str], seed: int) -> datasets.Dataset:
-        """At most `count` rows in memory, drawn from row groups in a random order; images stay encoded."""
-        reader = StreamReader(self, tuple(columns), seed, count)
-        rows = [row.columns for row in islice(reader.rows(Position()), count)]
-        features = datasets.Features({column: self.features[column] for column in columns})
-        return datasets.Dataset.from_list(rows, features=_encoded(features))
-
-
-def _encoded(features: datasets.Features) -> datasets.Features:
-    images = {name: datasets.Image(decode=False) for name, kind in features.items() if isinstance(kind, datasets.Image)}
-    return datasets.Features({**features, **images})
-
-
-def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, ParquetFiles]:
-    """The splits of a data set of Parquet files.
-
-    Args:
-        name: a Parquet file, a folder of them, or a Hub id.
-        config_name: configuration of a Hub data set.
-
-    Raises:
-        InputError: if there is no such data set, or it is not made of Parquet files.
-    """
-    if name is None:
-        raise InputError("--streaming needs --dataset_name: a Parquet file, a folder of them, or the id of a data set")
-    try:
-        builder = _builder(name, config_name)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot stream data set {name!r}: {reason}. Give a Parquet file, a folder of Parquet files, or the id of "
-            "a data set on the Hub"
-        ) from error
-    splits = {str(split): tuple(sorted(map(str, files))) for split, files in (builder.config.data_files or {}).items()}
-    others = [file for files in splits.values() for file in files if not file.endswith(".parquet")]
-    if others or not splits:
-        raise InputError(
-            f"--streaming reads Parquet files, and data set {name!r} holds {others[0] if others else 'none'}. Write it "
-            "as Parquet with prepare_dataset.py, or leave out --streaming"
-        )
-    features = builder.info.features or datasets.Features.from_arrow_schema(_OpenFile(_any(splits)).schema)
-    return {split: ParquetFiles(files, features) for split, files in splits.items()}
-
-
-def _any(splits: Mapping[str, tuple[str, ...]]) -> str:
-    return next(file for files in splits.values() for file in files)
-
-
-def _builder(name: str, config_name: str | None) -> datasets.DatasetBuilder:
-    path = Path(name).expanduser()
-    if path.suffix == ".parquet" and path.is_file():
-        return datasets.load_dataset_builder("parquet", data_files=str(path))
-    if path.is_dir():
-        return datasets.load_dataset_builder(str(path))
-    if path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise InputError("there is no such file or folder")
-    return datasets.load_dataset_builder(name, config_name)
 
 
 def open_stream(
@@ -231,140 +84,6 @@ def _check_settings(
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(training_args, name) == "epoch":
             raise InputError(f'{name} is "epoch", which a stream does not know; give "steps" with a number of them')
-
-
-class Position(NamedTuple):
-    """How far a reader is; what lies before it was served.
-
-    Args:
-        epoch: number of its pass, from 0.
-        unit, group: where the window begins: place in the pass's order of units, and in the unit's order of row groups.
-        offset: rows of the window that were served.
-    """
-
-    epoch: int = 0
-    unit: int = 0
-    group: int = 0
-    offset: int = 0
-
-
-class Row(NamedTuple):
-    """A row of a file, and the position behind it."""
-
-    columns: dict[str, Any]
-    file: int
-    number: int
-    after: Position
-
-
-class _Unit(NamedTuple):
-    """What is dealt out to the readers: a file, or one of its row groups."""
-
-    file: int
-    group: int | None = None
-
-
-@dataclass
-class _Window:
-    """Row groups whose rows are served in one random order."""
-
-    unit: int
-    group: int
-    parts: list[tuple[int, int, pa.Table]] = field(default_factory=list)  # file, number of the first row, rows
-
-    def add(self, file: int, first_row: int, rows: pa.Table) -> None:
-        self.parts.append((file, first_row, rows))
-
-    @property
-    def ends(self) -> list[int]:
-        return list(accumulate(len(rows) for _, _, rows in self.parts))
-
-    def __len__(self) -> int:
-        return sum(len(rows) for _, _, rows in self.parts)
-
-
-@dataclass(frozen=True)
-class StreamReader:
-    """One of the readers that share a stream: each row of the files is served by one of them in every pass.
-
-    Args:
-        files: of the split.
-        columns: to read.
-        seed: of the orders.
-        window_rows: rows of a window; the row group that reaches this number ends it.
-        index: of the reader, from 0.
-        num_readers: that share the stream.
-    """
-
-    files: ParquetFiles
-    columns: tuple[str, ...]
-    seed: int
-    window_rows: int
-    index: int = 0
-    num_readers: int = 1
-
-    def rows(self, start: Position) -> Iterator[Row]:
-        """The rows of pass `start.epoch` from there on; the next window is read while one is served.
-
-        Raises:
-            InputError: if there are more readers than row groups, or a file cannot be read.
-        """
-        windows = self._windows(start)
-        offset = start.offset
-        with ThreadPoolExecutor(1) as background:
-            window = next(windows, None)
-            while window is not None:
-                following = background.submit(next, windows, None)
-                yield from self._shuffled(window, start.epoch, offset)
-                window, offset = following.result(), 0
-
-    def _shuffled(self, window: _Window, epoch: int, offset: int) -> Iterator[Row]:
-        order, ends = self._order(len(window), "rows", epoch, self.index, window.unit, window.group), window.ends
-        for served, place in enumerate(order[offset:], start=offset + 1):
-            part = bisect_right(ends, place)
-            file, first_row, table = window.parts[part]
-            row = place - (ends[part] - len(table))
-            columns = table.slice(row, 1).to_pylist()[0]
-            yield Row(columns, file, first_row + row, Position(epoch, window.unit, window.group, served))
-
-    def _windows(self, start: Position) -> Iterator[_Window]:
-        units = self._units(start.epoch)
-        opened = lru_cache(maxsize=4)(self.files.open)
-        window = None
-        for unit in range(start.unit, len(units)):
-            file = opened(units[unit].file)
-            groups = self._groups(units[unit], file.num_groups, start.epoch)
-            for place in range(start.group if unit == start.unit else 0, len(groups)):
-                window = window or _Window(unit, place)
-                window.add(units[unit].file, file.starts[groups[place]], file.read(groups[place], self.columns))
-                if len(window) >= self.window_rows:
-                    yield window
-                    window = None
-        if window is not None:
-            yield window
-
-    def _units(self, epoch: int) -> list[_Unit]:
-        """This reader's share of the files, or of their row groups, in the order of a pass."""
-        units = [_Unit(file) for file in range(len(self.files))]
-        if len(units) < self.num_readers:
-            groups = [range(self.files.open(unit.file).num_groups) for unit in units]
-            units = [_Unit(unit.file, group) for unit in units for group in groups[unit.file]]
-        if len(units) < self.num_readers:
-            raise InputError(
-                f"{self.num_readers} readers (processes times --dataloader_num_workers) share {len(self.files)} "
-                f"Parquet file(s) of {len(units)} row group(s) in all, and each needs one. Use fewer, or write the "
-                "data set as more files (prepare_dataset.py --rows_per_shard)"
-            )
-        order = self._order(len(units), "units", epoch)
-        return [units[number] for number in order[self.index :: self.num_readers]]
-
-    def _groups(self, unit: _Unit, num_groups: int, epoch: int) -> list[int]:
-        return self._order(num_groups, "groups", epoch, unit.file) if unit.group is None else [unit.group]
-
-    def _order(self, count: int, *what: str | int) -> list[int]:
-        order = list(range(count))
-        Random(f"{self.seed} {what}").shuffle(order)
-        return order
 
 
 class Progress(NamedTuple):

@@ -21,18 +21,13 @@ from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 import run_mim
-from modeling_kamim import streaming
+from modeling_kamim import parquet_files
 from modeling_kamim.arguments import KamimArguments
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError
-from modeling_kamim.streaming import (
-    ParquetFiles,
-    Position,
-    SampleStream,
-    StreamReader,
-    collate_stream,
-    load_parquet,
-)
+from modeling_kamim.parquet_files import ParquetFiles, load_parquet
+from modeling_kamim.stream_reader import Position, StreamReader, take_rows
+from modeling_kamim.streaming import SampleStream, collate_stream
 
 ROOT = Path(__file__).parent.parent
 TINY_VIT = ["--model_type", "vit", "--model_size", "tiny", "--image_size", "32", "--mask_patch_size", "16"]
@@ -193,9 +188,9 @@ def test_resuming_reads_one_window_again_and_no_other(tmp_path, monkeypatch):
     reader = readers(files, 1, window_rows=10)[0]
     *_, row = islice(reader.rows(Position()), 75)
     opened, read = [], []
-    open_file, read_group = streaming._OpenFile.__init__, streaming._OpenFile.read
-    monkeypatch.setattr(streaming._OpenFile, "__init__", lambda *args: opened.append(args) or open_file(*args))
-    monkeypatch.setattr(streaming._OpenFile, "read", lambda *args: read.append(args) or read_group(*args))
+    open_file, read_group = parquet_files._OpenFile.__init__, parquet_files._OpenFile.read
+    monkeypatch.setattr(parquet_files._OpenFile, "__init__", lambda *args: opened.append(args) or open_file(*args))
+    monkeypatch.setattr(parquet_files._OpenFile, "read", lambda *args: read.append(args) or read_group(*args))
     assert len(names(reader.rows(row.after))) == 25
     assert len(opened) == 3 and len(read) == 6  # of 10 files and 20 row groups: the window it was in, and two more
 
@@ -301,9 +296,9 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_single_file_is_a_data_set(photos):
     splits = load_parquet(str(photos / "train-00001-of-00002.parquet"))
     assert {split: len(files) for split, files in splits.items()} == {"train": 1}
-    taken = splits["train"].take(3, ("image",), seed=0)
+    taken = take_rows(splits["train"], 3, ("image",), seed=0)
     assert len(taken) == 3 and taken.features["image"] == datasets.Image(decode=False)
-    assert len(splits["train"].take(100, ("image",), seed=0)) == 4
+    assert len(take_rows(splits["train"], 100, ("image",), seed=0)) == 4
 
 
 # Whole runs

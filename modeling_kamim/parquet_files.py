@@ -1,0 +1,141 @@
+"""The Parquet files of a data set, on disk or on the Hub, opened one by one."""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.utils.file_utils import xopen
+
+from .density import DensityDetector, density_label
+from .errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+class _OpenFile:
+    """A Parquet file: its schema, its row groups."""
+
+    def __init__(self, file: str):
+        self.file = file
+        with _reading(file):
+            self._parquet = pq.ParquetFile(xopen(file, "rb"), pre_buffer=False)
+            metadata = self._parquet.metadata
+            sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self.starts = [0, *accumulate(sizes)]
+
+    @property
+    def num_groups(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._parquet.schema_arrow
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        with _reading(self.file):
+            return self._parquet.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot read {file}: {reason}. If the file is whole, go on from the last checkpoint with "
+            "--resume_from_checkpoint"
+        ) from error
+
+
+@dataclass(frozen=True)
+class ParquetFiles:
+    """The Parquet files of a split; their number is its length.
+
+    Args:
+        files: paths, or addresses `hf://datasets/...` of the Hub, sorted.
+        features: of their rows.
+    """
+
+    files: tuple[str, ...]
+    features: datasets.Features
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, number: int) -> _OpenFile:
+        """One of the files.
+
+        Raises:
+            InputError: if it cannot be read.
+        """
+        return _OpenFile(self.files[number])
+
+    @property
+    def fingerprint(self) -> str:
+        """What the names of the files, without their folders, and their order come to."""
+        names = "\n".join(file.rsplit("/", 1)[-1] for file in self.files)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def has_densities(self, densities: DensityDetector) -> bool:
+        """Whether the files hold these very densities, as those that `prepare_dataset.py` wrote may."""
+        if self.features.get(densities.column) != datasets.Value("binary"):
+            return False
+        values = self.open(0).read(0, [densities.column])[densities.column]
+        found = density_label(values[0].as_py() if len(values) else None)
+        if found != densities.label:
+            logger.info("The data set holds keypoint densities of %s; this run needs %s", found, densities.label)
+        return found == densities.label
+
+
+def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, ParquetFiles]:
+    """The splits of a data set of Parquet files.
+
+    Args:
+        name: a Parquet file, a folder of them, or a Hub id.
+        config_name: configuration of a Hub data set.
+
+    Raises:
+        InputError: if there is no such data set, or it is not made of Parquet files.
+    """
+    if name is None:
+        raise InputError("--streaming needs --dataset_name: a Parquet file, a folder of them, or the id of a data set")
+    try:
+        builder = _builder(name, config_name)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot stream data set {name!r}: {reason}. Give a Parquet file, a folder of Parquet files, or the id of "
+            "a data set on the Hub"
+        ) from error
+    splits = {str(split): tuple(sorted(map(str, files))) for split, files in (builder.config.data_files or {}).items()}
+    others = [file for files in splits.values() for file in files if not file.endswith(".parquet")]
+    if others or not splits:
+        raise InputError(
+            f"--streaming reads Parquet files, and data set {name!r} holds {others[0] if others else 'none'}. Write it "
+            "as Parquet with prepare_dataset.py, or leave out --streaming"
+        )
+    features = builder.info.features or datasets.Features.from_arrow_schema(_OpenFile(_any(splits)).schema)
+    return {split: ParquetFiles(files, features) for split, files in splits.items()}
+
+
+def _any(splits: Mapping[str, tuple[str, ...]]) -> str:
+    return next(file for files in splits.values() for file in files)
+
+
+def _builder(name: str, config_name: str | None) -> datasets.DatasetBuilder:
+    path = Path(name).expanduser()
+    if path.suffix == ".parquet" and path.is_file():
+        return datasets.load_dataset_builder("parquet", data_files=str(path))
+    if path.is_dir():
+        return datasets.load_dataset_builder(str(path))
+    if path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise InputError("there is no such file or folder")
+    return datasets.load_dataset_builder(name, config_name)
