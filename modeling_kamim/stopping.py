@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from transformers import TrainerCallback
 
@@ -30,11 +31,15 @@ def resume_command(argv: Sequence[str] | None = None) -> str:
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or Ctrl-C, save a checkpoint after the running step and end the training; a second ends it at once.
 
-    Every process of a job stops after the same step, whichever of them got the signal.
+    Every process of a job stops after the same step, whichever of them got the signal. The death of a loader's worker,
+    which torch raises from a signal handler, in the midst of a step, is left to the loader, which raises it when it is
+    asked for the next batch.
     """
 
     def __init__(self):
         self.received: int | None = None
+        self._is_listening = False
+        self._before: dict[int, Any] = {}
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -42,18 +47,24 @@ class StopOnSignal(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._is_listening = True
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            self._is_listening = False
+            for number, handler in self._before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
 
     def _handle(self, number: int, frame: object) -> None:
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.received = number  # workers of the loader have a copy of this: they too go on at the first
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self._is_listening and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
+            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def on_step_end(self, args, state, control, **kwargs):
         received = largest_of_processes(self.received or 0, args)

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,8 +94,8 @@ class PixelTrainer(Trainer):
                     raise
                 self._save_before_the_end()
                 raise StoppedError(f"{error}. {self._how_to_go_on()}") from error
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not _is_of_a_worker(error):
                     raise
                 self._save_before_the_end()
                 raise StoppedError(f"a process that loads data died ({error}). {self._how_to_go_on()}") from error
@@ -416,6 +417,12 @@ class ClassificationTrainer(PixelTrainer):
         smoothing = self.args.label_smoothing_factor if model.training else 0.0
         loss = nn.functional.cross_entropy(outputs["logits"], inputs["labels"], label_smoothing=smoothing)
         return (loss, {"loss": loss, "logits": outputs["logits"]}) if return_outputs else loss
+
+
+def _is_of_a_worker(error: Exception) -> bool:
+    """Whether it tells, where a loader waits for a batch, that a worker died."""
+    is_waiting = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
+    return is_waiting and (not isinstance(error, RuntimeError) or "DataLoader worker" in str(error))
 
 
 class _Batch(NamedTuple):

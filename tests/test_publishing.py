@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
+from test_loopback_hub import ASKS_THE_ENDPOINT
 from test_trainer import Samples
 from tiny_models import tiny_vit
 from transformers import AutoModel, Trainer, TrainingArguments
@@ -383,6 +384,7 @@ def test_a_classifier_is_published_with_its_results(hub, tmp_path, monkeypatch):
     torch.testing.assert_close(*logits)
 
 
+@ASKS_THE_ENDPOINT
 def test_a_card_that_the_hub_does_not_take_fails_before_training(hub, tmp_path, monkeypatch):
     hub.fail("POST .*/validate-yaml", 400, times=None)
     monkeypatch.setattr(Trainer, "train", lambda *args, **kwargs: pytest.fail("trained"))

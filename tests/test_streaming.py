@@ -264,13 +264,19 @@ def pretrain(monkeypatch, output_dir, data, *arguments):
         (["--shuffle_buffer", "0"], "shuffle_buffer is 0"),
         (["--train_split", "all"], "no split 'all'.*train, validation"),
         (["--dataset_name", "./nowhere"], "cannot stream data set './nowhere': there is no such file"),
-        (["--dataset_name", str(ROOT / "docs")], "prepare_dataset.py"),
         (["--image_column", "picture"], "no column 'picture'"),
     ],
 )
 def test_settings_without_a_meaning_are_refused(monkeypatch, tmp_path, photos, arguments, message):
     with pytest.raises(InputError, match=message):
         pretrain(monkeypatch, tmp_path / "out", photos, *arguments)
+
+
+def test_images_that_are_no_parquet_files_are_refused(tmp_path):
+    for number in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    with pytest.raises(InputError, match=r"holds .*0\.png\. Write it as Parquet with prepare_dataset\.py"):
+        load_parquet(str(tmp_path))
 
 
 def test_a_data_set_must_be_named(tmp_path):
