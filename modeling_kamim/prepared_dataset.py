@@ -146,8 +146,7 @@ class ShardJob:
             lines = "".join(f"{line}\n" for line in bad)
             _write_aside(bad_images_file(self.file), lambda file: file.write_text(lines, encoding="utf-8"))
         shard = datasets.concatenate_datasets(tables)
-        row_group = None if len(shard) else 1  # datasets 4.4 divides by the rows of what it writes
-        _write_aside(self.file, lambda file: shard.to_parquet(file, batch_size=row_group))
+        _write_aside(self.file, lambda file: shard.to_parquet(file))
         return self.stop - self.start
 
     def _table(self, columns: dict[str, list]) -> datasets.Dataset:
