@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 help:
 	@echo "make quickstart   install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
 	@echo "make test         install and run the tests (offline, CPU)"
-	@echo "make test-slow    install and run the tests that take minutes: kills, machines, faults, other versions"
+	@echo "make test-slow    install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
 	@echo "make quality      install and run the linters"
 
 install: $(VENV)/.installed
@@ -23,7 +23,11 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
-test-slow: install
+$(VENV)/.installed-ray: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[ray]"
+	touch $@
+
+test-slow: $(VENV)/.installed-ray
 	$(BIN)/python -m pytest -m slow
 
 quality: install

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import datasets
 
-from modeling_kamim.arguments import CheckArguments, parse
-from modeling_kamim.data import find_image_column, keep_encoded, load_images
+from modeling_kamim.arguments import CheckArguments, SourceArguments
+from modeling_kamim.command_line import parse
+from modeling_kamim.data import load_source
 from modeling_kamim.dataset_check import check_dataset, files_not_read
 from modeling_kamim.errors import InputError, run
 
@@ -23,18 +24,16 @@ logger = logging.getLogger("check_dataset")
 
 
 def main() -> None:
-    (args,) = parse((CheckArguments,), None, __doc__, positional=("dataset_name",))
+    source, args = parse((SourceArguments, CheckArguments), None, __doc__, positional=("dataset_name",))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     output = Path(args.output) if args.output else None
     if output is not None and output.is_dir():
         raise InputError(f"output is {args.output}, a folder; give a file")
 
-    images = load_images(args.dataset_name, args.dataset_config_name)
-    image_column = find_image_column(next(iter(images.values())), args.image_column)
-    images = datasets.DatasetDict({split: keep_encoded(rows, image_column) for split, rows in images.items()})
-    check = check_dataset(images, image_column, args.num_proc)
-    if _is_folder_of_images(args.dataset_name, images, image_column):
-        check.not_read = files_not_read(Path(args.dataset_name).expanduser(), images, image_column)
+    images, image_column = load_source(source)
+    check = check_dataset(images, image_column, source.num_proc)
+    if _is_folder_of_images(source.dataset_name, images, image_column):
+        check.not_read = files_not_read(Path(source.dataset_name).expanduser(), images, image_column)
 
     print(check.report())
     if output is not None:

@@ -15,8 +15,9 @@ from pathlib import Path
 import datasets
 from huggingface_hub import DatasetCard
 
-from modeling_kamim.arguments import PreparationArguments, parse
-from modeling_kamim.data import find_image_column, keep_encoded, load_images, report_bad_images
+from modeling_kamim.arguments import PREPARATION_ARGUMENTS
+from modeling_kamim.command_line import parse
+from modeling_kamim.data import load_source, report_bad_images
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.model_card import ask_about_card, prepared_dataset_card, published_dataset_card
 from modeling_kamim.prepared_dataset import PUBLISHED, Preparation, prepare_dataset
@@ -26,32 +27,30 @@ logger = logging.getLogger("prepare_dataset")
 
 
 def main() -> None:
-    (args,) = parse((PreparationArguments,), None, __doc__, positional=("dataset_name", "output_dir"))
+    source, args, hub = parse(PREPARATION_ARGUMENTS, None, __doc__, positional=("dataset_name", "output_dir"))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     output_dir = Path(args.output_dir)
 
-    images = load_images(args.dataset_name, args.dataset_config_name)
-    image_column = find_image_column(next(iter(images.values())), args.image_column)
-    images = datasets.DatasetDict({split: keep_encoded(rows, image_column) for split, rows in images.items()})
+    images, image_column = load_source(source)
     publisher = None
     if args.push_to_hub:
-        publisher = Publisher(args.repo, args.token, args.private, args.revision, repo_type="dataset")
+        publisher = Publisher(args.repo, hub.token, hub.private, hub.revision, repo_type="dataset")
     preparation = Preparation(
         image_column, args.image_size, args.densities(), args.quality, skip_bad_images=args.bad_images == "skip"
     )
     datasets.disable_progress_bars()  # one bar for everything
     if publisher is not None:
         nothing_yet = {"num_rows": 0, "num_bytes": 0, "num_bad": 0}
-        ask_about_card(prepared_dataset_card(output_dir, args.dataset_name, preparation, nothing_yet, args.license))
+        ask_about_card(prepared_dataset_card(output_dir, source.dataset_name, preparation, nothing_yet, hub.license))
     bad_images = prepare_dataset(
         images,
         output_dir,
         preparation,
-        args.dataset_name,
+        source.dataset_name,
         args.rows_per_shard,
-        args.num_proc or 1,
+        source.num_proc or 1,
         args.engine,
-        args.license,
+        hub.license,
     )
     report_bad_images(bad_images, output_dir, should_save=True)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from modeling_kamim.arguments import PushArguments, parse
+from modeling_kamim.arguments import HubArguments, PushArguments
+from modeling_kamim.command_line import parse
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation.results import checkpoint_rows
 from modeling_kamim.model_card import ask_about_card, complete_card
@@ -20,17 +21,17 @@ logger = logging.getLogger("push_checkpoint")
 
 
 def main() -> None:
-    (args,) = parse((PushArguments,), None, __doc__, positional=("directory",))
+    args, hub = parse((PushArguments, HubArguments), None, __doc__, positional=("directory",))
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     directory = Path(args.directory)
-    publisher = Publisher(args.repo, args.token, args.private, args.revision)
+    publisher = Publisher(args.repo, hub.token, hub.private, hub.revision)
     files = published_files(directory)
 
     card_file = directory / "README.md"
     if not card_file.is_file():
         raise InputError(f"{directory} has no README.md; a checkpoint on the Hub needs a card")
     rows = checkpoint_rows([directory, *map(Path, args.results)], directory)
-    card = complete_card(ModelCard.load(card_file), rows, args.repo, args.license)
+    card = complete_card(ModelCard.load(card_file), rows, args.repo, hub.license)
     logger.info("%d result(s) of these weights go into the card", len(rows))
     files["README.md"] = str(card).encode()
     ask_about_card(card)

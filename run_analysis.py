@@ -20,7 +20,7 @@ from modeling_kamim.analysis.images import AnalysisImages, load_analysis_images
 from modeling_kamim.analysis.pipeline import AnalysisRun
 from modeling_kamim.analysis.report import write_report
 from modeling_kamim.analysis.tokens import check_scikit_learn
-from modeling_kamim.arguments import parse
+from modeling_kamim.command_line import parse
 from modeling_kamim.data import report_bad_images
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation.results import device_name

@@ -13,7 +13,8 @@ from pathlib import Path
 import cv2
 from transformers import set_seed
 
-from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS, parse
+from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS
+from modeling_kamim.command_line import parse
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.classification import Evaluation
 from modeling_kamim.evaluation.comparison import compare_reconstructions

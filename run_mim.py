@@ -18,16 +18,14 @@ from transformers import set_seed
 
 from modeling_kamim import KamimForMaskedImageModeling, build_config
 from modeling_kamim.arguments import (
-    PAPER_BATCH_SIZE,
     PRETRAINING_ARGUMENTS,
     DataArguments,
     KamimArguments,
     OnlineProbeArguments,
-    PretrainingArguments,
-    parse,
 )
 from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.checkpoint_page import CheckpointPage
+from modeling_kamim.command_line import parse
 from modeling_kamim.data import (
     SampleDataset,
     choose_splits,
@@ -51,6 +49,7 @@ from modeling_kamim.resume import find_checkpoint, run_settings
 from modeling_kamim.stream_reader import take_rows
 from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
 from modeling_kamim.trainer import MaskedImageTrainer
+from modeling_kamim.training_arguments import PAPER_BATCH_SIZE, PretrainingArguments
 from modeling_kamim.transforms import MaskedImageTransform
 
 logger = logging.getLogger("run_mim")

@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, set_seed
 
-from modeling_kamim.arguments import DataArguments, ProbingArguments
+from modeling_kamim.arguments import DataArguments
 from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.data import SampleDataset, keep_encoded, load_labelled_images
 from modeling_kamim.errors import run
@@ -28,6 +28,7 @@ from modeling_kamim.evaluation.features import FeatureDataset, extract_features,
 from modeling_kamim.evaluation.probing import LinearProbe, probe
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer
+from modeling_kamim.training_arguments import ProbingArguments
 
 ROOT = Path(__file__).resolve().parent.parent
 

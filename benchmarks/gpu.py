@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 from train_step import Step, count_flops, device_work, matmul_rate, random_batch
 
 from modeling_kamim import KamimForMaskedImageModeling, KeypointDetector, build_config
-from modeling_kamim.arguments import PretrainingArguments
 from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images
 from modeling_kamim.density import DensityDetector, detection_side
 from modeling_kamim.errors import run
 from modeling_kamim.map_steps import prepare_images
+from modeling_kamim.training_arguments import PretrainingArguments
 from modeling_kamim.transforms import MaskedImageTransform
 from modeling_kamim.views import RandomView
 

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback
 
-from modeling_kamim.arguments import ClassificationArguments, ProbingArguments
+from modeling_kamim.arguments import ClassificationArguments
 from modeling_kamim.augmentation import ClassificationTransform, MixingCollator
 from modeling_kamim.data import (
     SampleDataset,
@@ -34,6 +34,7 @@ from modeling_kamim.evaluation.classifiers import build_classifier
 from modeling_kamim.evaluation.features import ClassificationHead, PooledFeatures, extract_features
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer
+from modeling_kamim.training_arguments import ProbingArguments
 
 CACHED_EPOCHS = 10
 

@@ -21,8 +21,8 @@ from transformers import SwinForMaskedImageModeling, ViTForMaskedImageModeling
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_kamim import CellWeighting, KamimForMaskedImageModeling, build_config
-from modeling_kamim.arguments import PretrainingArguments
 from modeling_kamim.errors import run
+from modeling_kamim.training_arguments import PretrainingArguments
 from modeling_kamim.weighting import resample_density
 
 HF_MODELS = {"vit": ViTForMaskedImageModeling, "swin": SwinForMaskedImageModeling}

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 from transformers import TrainingArguments
 
-from .arguments import given_settings
+from .command_line import given_settings
 from .errors import InputError
 from .model_card import Run, ask_about_card, complete_card
 

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 import torch
 
-from .arguments import DataArguments
+from .arguments import DataArguments, SourceArguments
 from .errors import InputError
 from .images import UNNAMED, BadImageError, printable
 from .photographs import load_photographs
@@ -151,6 +151,17 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
         raise InputError(
             f"column {image_column!r} holds {kind}, not images; name another with --image_column"
         ) from error
+
+
+def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
+    """All splits with their images as bytes or paths, and the column of the images.
+
+    Raises:
+        InputError: if nothing can be loaded, or there are no images in it.
+    """
+    splits = load_images(source.dataset_name, source.dataset_config_name)
+    column = find_image_column(next(iter(splits.values())), source.image_column)
+    return datasets.DatasetDict({name: keep_encoded(rows, column) for name, rows in splits.items()}), column
 
 
 def encode_labels(

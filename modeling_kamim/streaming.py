@@ -19,7 +19,6 @@ from .arguments import (
     DataArguments,
     KamimArguments,
     OnlineProbeArguments,
-    PretrainingArguments,
 )
 from .data import choose_splits, settle_worker
 from .errors import InputError
@@ -27,6 +26,7 @@ from .images import BadImageError
 from .parquet_files import ParquetFiles, load_parquet
 from .stream_reader import Position, Row, StreamReader
 from .trainer import MaskedImageTrainer
+from .training_arguments import PretrainingArguments
 from .transforms import MaskedImageTransform
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from .arguments import SCRIPT_ARGUMENTS, parse
+from .arguments import SCRIPT_ARGUMENTS
+from .command_line import parse
 from .errors import InputError, run
 
 

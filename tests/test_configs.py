@@ -8,7 +8,8 @@ import yaml
 
 from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
 from modeling_kamim.arguments import PRETRAINING_ARGUMENTS as PRETRAINING
-from modeling_kamim.arguments import SCRIPT_ARGUMENTS, given_settings, parse, read_yaml
+from modeling_kamim.arguments import SCRIPT_ARGUMENTS
+from modeling_kamim.command_line import given_settings, parse, read_yaml
 from modeling_kamim.errors import InputError
 from modeling_kamim.sweep import SweepArguments, command_lines, main
 

@@ -18,15 +18,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from modeling_kamim.arguments import (
+    PREPARATION_ARGUMENTS,
     PRETRAINING_ARGUMENTS,
     ClassificationArguments,
     DataArguments,
     KamimArguments,
     OnlineProbeArguments,
-    PreparationArguments,
-    parse,
-    read_yaml,
 )
+from modeling_kamim.command_line import parse, read_yaml
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError, decode_image
 
@@ -269,7 +268,7 @@ def read_or_refuse(file, data, kinds, tally):
     tally["slowest_ms"] = max(tally["slowest_ms"], int(1000 * (time.process_time() - start)))
 
 
-SCRIPTS = [(DataArguments, KamimArguments, OnlineProbeArguments), (PreparationArguments,), (ClassificationArguments,)]
+SCRIPTS = [(DataArguments, KamimArguments, OnlineProbeArguments), PREPARATION_ARGUMENTS, (ClassificationArguments,)]
 
 
 def fuzz_configs(cases, folder, record_property):

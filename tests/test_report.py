@@ -14,8 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import run_classification
 from modeling_kamim.errors import InputError
-from modeling_kamim.evaluation.report import PAPER_TABLES, Cell, Table, build_report, write_report
+from modeling_kamim.evaluation.paper import PAPER_TABLES
+from modeling_kamim.evaluation.report import build_report, write_report
 from modeling_kamim.evaluation.results import write_results
+from modeling_kamim.evaluation.tables import Cell, Table
 from modeling_kamim.figures import NAMED_CLASSES, confusion_figure, depth_figure
 
 IMAGENET = {"num_classes": 1000, "num_train_images": 1_281_167, "num_validation_images": 50_000}

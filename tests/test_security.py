@@ -18,7 +18,8 @@ from transformers import ViTConfig, ViTForMaskedImageModeling, ViTImageProcessor
 
 import prepare_dataset
 from modeling_kamim import KamimForMaskedImageModeling
-from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS, parse, read_yaml
+from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS
+from modeling_kamim.command_line import parse, read_yaml
 from modeling_kamim.conversion import load_state_dict
 from modeling_kamim.data import keep_encoded, load_images, report_bad_images
 from modeling_kamim.errors import InputError

@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 
-from ..arguments import CLASSIFICATION_ARGUMENTS, ClassificationArguments, DataArguments, ProbingArguments
+from ..arguments import CLASSIFICATION_ARGUMENTS, ClassificationArguments, DataArguments
 from ..augmentation import ClassificationTransform, MixingCollator
 from ..checkpoint_page import CheckpointPage
 from ..data import SampleDataset, keep_encoded, load_labelled_images, low_shot, report_bad_images, subsample
@@ -27,6 +27,7 @@ from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..processor import image_processor
 from ..resume import find_checkpoint, run_settings
 from ..trainer import ClassificationTrainer
+from ..training_arguments import ProbingArguments
 from .classifiers import build_classifier, classifier_config, encoder_config
 from .features import ClassificationHead, FeatureDataset, PooledFeatures, extract_features, load_backbone
 from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups

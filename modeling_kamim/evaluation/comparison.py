@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from ..arguments import ClassificationArguments, DataArguments, ProbingArguments
+from ..arguments import ClassificationArguments, DataArguments
 from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..errors import InputError
 from ..figures import comparison_figure
@@ -17,6 +17,7 @@ from ..modeling_kamim import KamimForMaskedImageModeling, loading_failure, quiet
 from ..privacy import public_name
 from ..processor import image_processor
 from ..trainer import MaskedImageTrainer
+from ..training_arguments import ProbingArguments
 from ..transforms import MaskedImageTransform
 from .features import evaluation_loader
 from .reconstruction import PAPER_MASK_RATIO, score_reconstructions

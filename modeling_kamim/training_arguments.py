@@ -1,0 +1,157 @@
+"""transformers' `TrainingArguments` with the paper's recipes as defaults."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from transformers import TrainingArguments
+
+from .errors import InputError
+
+PAPER_BATCH_SIZE = 2048
+
+
+@dataclass
+class _RecipeArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
+
+    _argument_group_name = "training (all of transformers' TrainingArguments)"
+    schedule_ends: ClassVar[dict[str, float]]
+
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images per optimiser step over all devices: gradient_accumulation_steps follows from it and "
+            f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}."
+        },
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
+        default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."}
+    )
+    attention: Literal["auto", "sdpa", "eager"] = field(
+        default="auto",
+        metadata={"help": "auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."},
+    )
+    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Linear warm-up: steps, or below 1 a share of all steps."}
+    )
+    lr_scheduler_type: str = field(
+        default="cosine_warmup_with_min_lr", metadata={"help": "Schedule, by its name in transformers."}
+    )
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Parameters of the schedule as JSON; the paper's for its schedule."}
+    )
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
+    nonfinite: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "A loss or gradient that is not finite: stop before the weights take it in, or leave the step out; "
+            "a file names the images."
+        },
+    )
+    force_resume: bool = field(
+        default=False, metadata={"help": "Go on with a checkpoint although settings differ that change the result."}
+    )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "Licence of the published weights, by its id on the Hub, for example apache-2.0."},
+    )
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
+
+    def __post_init__(self):
+        if not (self.bf16 or self.fp16):
+            precision = choose_precision(self.use_cpu) if self.precision == "auto" else self.precision
+            self.bf16: bool = precision == "bf16"
+            self.fp16: bool = precision == "fp16"
+        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_warmup_with_min_lr":
+            self.lr_scheduler_kwargs = dict(self.schedule_ends)
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = self._accumulation_steps()
+
+    def _accumulation_steps(self) -> int:
+        at_a_time = self.train_batch_size * self.world_size
+        if self.global_batch_size < at_a_time or self.global_batch_size % at_a_time:
+            raise InputError(
+                f"global_batch_size is {self.global_batch_size}; it must be a multiple of {at_a_time} "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size} on {self.world_size} process(es))"
+            )
+        return self.global_batch_size // at_a_time
+
+    @property
+    def attn_implementation(self) -> str:
+        """The attention that `attention` means on this device, as transformers names it."""
+        if self.attention != "auto":
+            return self.attention
+        return "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
+
+    def describe_speed(self) -> str:
+        """The settings that decide the speed, and what chose them."""
+        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self.precision == "auto" else "as asked for"
+        attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
+        compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
+        optimizer = getattr(self.optim, "value", self.optim)
+        return f"{precision} ({chosen}), {self.attn_implementation} attention ({attention}), {optimizer}, {compiled}"
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images per optimiser step over all devices."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+@dataclass
+class PretrainingArguments(_RecipeArguments):
+    """The paper's pretraining (section 4.1): lr 8e-4, warm-up from 1e-6 over 10%, cosine to 1e-5, clipping at 1."""
+
+    schedule_ends = {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4}
+
+    output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+    def __post_init__(self):
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
+            self.greater_is_better: bool | None = False  # transformers knows this of names in "loss" alone
+        super().__post_init__()
+
+
+@dataclass
+class ProbingArguments(_RecipeArguments):
+    """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping."""
+
+    schedule_ends = {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3}
+
+    output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.label_names = ["labels"]
+
+
+_PRECISION_REASONS = {
+    "bf16": "hardware that computes in it",
+    "fp16": "a GPU without bf16",
+    "fp32": "hardware without bf16 units",
+}
+
+
+def choose_precision(use_cpu: bool = False) -> str:
+    """Fastest of "bf16", "fp16" and "fp32" that the hardware computes in without emulation."""
+    if torch.cuda.is_available() and not use_cpu:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if torch.accelerator.is_available() and not use_cpu:
+        return "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
