@@ -394,7 +394,11 @@ class ClassificationArguments:
         default=1.0, metadata={"help": "Fine-tuning: learning rate of a block as a share of the next one's, in (0, 1]."}
     )
     drop_path: float | None = field(
-        default=None, metadata={"help": "Fine-tuning of Swin: stochastic depth; the checkpoint's where not given."}
+        default=None,
+        metadata={
+            "help": "Fine-tuning: stochastic depth of the last block, rising evenly to it from 0 in the first; where "
+            "not given that of a Swin's checkpoint, none for ViT."
+        },
     )
     ema_decay: float | None = field(
         default=None, metadata={"help": "Fine-tuning: evaluate and save averaged weights, for example 0.9999."}
@@ -418,6 +422,8 @@ class ClassificationArguments:
             raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
         if not 0 < self.layer_decay <= 1:
             raise InputError(f"layer_decay is {self.layer_decay}; it must be in (0, 1], where 1 is no decay")
+        if self.drop_path is not None and not 0 <= self.drop_path < 1:
+            raise InputError(f"drop_path is {self.drop_path}; it is a probability, in [0, 1)")
         if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):
             raise InputError("layer_decay, ema_decay and drop_path are for --mode finetune")
         if self.augmentation == "auto":

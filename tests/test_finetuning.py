@@ -1,4 +1,4 @@
-"""Fine-tuning: rates of the layers, averaged weights, and checkpoints of another resolution."""
+"""Fine-tuning: rates of the layers, drop path, averaged weights, and checkpoints of another resolution."""
 
 import dataclasses
 import math
@@ -25,7 +25,12 @@ from modeling_kamim import (
     build_config,
 )
 from modeling_kamim.errors import InputError
-from modeling_kamim.evaluation.finetuning import ExponentialMovingAverage, parameter_groups, resized_state_dict
+from modeling_kamim.evaluation.finetuning import (
+    ExponentialMovingAverage,
+    add_drop_path,
+    parameter_groups,
+    resized_state_dict,
+)
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import ClassificationTrainer
 
@@ -154,6 +159,39 @@ def test_unknown_models_have_no_layers():
     with pytest.raises(InputError, match="layer_decay is below 1 for a ViTForImageClassification"):
         parameter_groups(model, 1.0, 0.05, 0.5)
     assert len(parameter_groups(model, 1.0, 0.05, 1.0)) == 2
+
+
+# Drop path
+
+
+def test_drop_path_leaves_out_branches_of_single_images():
+    model = vit(num_hidden_layers=2, hidden_dropout_prob=0.0)
+    plain = model.encoder(images := torch.randn(64, 3, 24, 24), output_hidden_states=True)
+    add_drop_path(model.encoder, 0.5)
+    torch.testing.assert_close(model.eval().encoder(images).last_hidden_state, plain.last_hidden_state)
+    tokens = model.train().encoder(images, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(tokens[1], plain.hidden_states[1])  # the first block keeps all
+
+    block, possible = model.encoder.layers[1], []
+    for attention in (0, 2):
+        for mlp in (0, 2):  # 1 / (1 - 0.5) where it is kept
+            middle = tokens[1] + attention * block.attention(block.layernorm_before(tokens[1]))[0]
+            possible.append(middle + mlp * block.mlp(block.layernorm_after(middle)))
+    distances = (torch.stack(possible) - tokens[2]).abs().amax(dim=(2, 3))
+    assert distances.amin(dim=0).max() < 1e-5
+    assert (distances.argmin(dim=0).bincount(minlength=4) > 4).all()  # 16 expected of each
+
+
+@pytest.mark.parametrize("depth", [1, 2, 12])
+def test_drop_path_rises_as_in_timm_and_is_not_saved(depth):
+    timm = pytest.importorskip("timm")
+    model = vit(num_hidden_layers=depth)
+    names = list(model.state_dict())
+    add_drop_path(model.encoder, 0.3)
+    reference = timm.models.VisionTransformer(embed_dim=16, num_heads=2, depth=depth, drop_path_rate=0.3)
+    expected = [getattr(block.drop_path1, "drop_prob", 0.0) for block in reference.blocks]
+    assert [block.dropout[1].p for block in model.encoder.layers] == pytest.approx(expected)
+    assert list(model.state_dict()) == names
 
 
 # Averaged weights

@@ -169,8 +169,9 @@ def test_reconstruction_needs_a_decoder(monkeypatch, tmp_path, checkpoint):
 
 
 def test_finetuning_at_another_size_with_every_option(monkeypatch, tmp_path, checkpoint):
-    settings = ["--mode", "finetune", "--layer_decay", "0.7", "--ema_decay", "0.9", "--augmentation", "strong"]
-    settings += ["--label_smoothing_factor", "0.1", "--max_steps", "2", "--per_device_train_batch_size", "4"]
+    settings = ["--mode", "finetune", "--layer_decay", "0.7", "--ema_decay", "0.9", "--drop_path", "0.2"]
+    settings += ["--augmentation", "strong", "--label_smoothing_factor", "0.1"]
+    settings += ["--max_steps", "2", "--per_device_train_batch_size", "4"]
     size = "48" if "vit" in checkpoint.name else "128"
     output = run(
         run_classification,
@@ -183,7 +184,8 @@ def test_finetuning_at_another_size_with_every_option(monkeypatch, tmp_path, che
         *settings,
     )
     results = json.loads((output / "results.json").read_text())
-    assert (results["image_size"], results["layer_decay"], results["ema_decay"]) == (int(size), 0.7, 0.9)
+    assert results["image_size"] == int(size)
+    assert [results[name] for name in ("layer_decay", "ema_decay", "drop_path")] == [0.7, 0.9, 0.2]
     model = AutoModelForImageClassification.from_pretrained(output)
     assert model.config.image_size == int(size)
 
@@ -205,7 +207,8 @@ def test_maes_protocol_trains_by_lars(monkeypatch, tmp_path, checkpoint):
         (["--protocol", "mae", "--mode", "finetune"], "protocol is mae"),
         (["--layer_decay", "0.5"], "are for --mode finetune"),
         (["--mode", "finetune", "--layer_decay", "2"], "layer_decay is 2.0"),
-        (["--mode", "finetune", "--drop_path", "0.1"], "drop_path is for Swin"),
+        (["--mode", "finetune", "--drop_path", "1"], "drop_path is 1.0"),
+        (["--drop_path", "0.1"], "are for --mode finetune"),
         (["--low_shot", "2"], "low_shot is 2.0"),
         (["--mode", "reconstruction"], "need --model_name_or_path"),
         (["--report", "./nowhere"], "nowhere"),

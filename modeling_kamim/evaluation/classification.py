@@ -191,6 +191,7 @@ class Evaluation:
             "global_batch_size": args.total_batch_size,
             "num_train_epochs": trainer.state.epoch,
             "layer_decay": class_args.layer_decay,
+            "drop_path": class_args.drop_path,
             "ema_decay": class_args.ema_decay,
             "loss": loss,
             **trainer.compute_metrics.latest,

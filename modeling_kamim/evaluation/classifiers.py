@@ -17,7 +17,7 @@ from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassificatio
 from ..errors import InputError
 from ..modeling_kamim import SAFE_LOADING, build_config, check_image_size, loading_failure, quiet_loading
 from .features import PROBED_BLOCK
-from .finetuning import resized_state_dict
+from .finetuning import add_drop_path, resized_state_dict
 
 
 def build_classifier(
@@ -42,6 +42,8 @@ def build_classifier(
     else:
         model = KamimViTForImageClassification._from_config(config, attn_implementation=attn_implementation)
         encoder = model.encoder
+        if args.drop_path:
+            add_drop_path(encoder, args.drop_path)
     if args.model_name_or_path is not None:
         _load_encoder(encoder, args.model_name_or_path)
     if args.mode == "linear_probe":
@@ -52,9 +54,7 @@ def build_classifier(
 def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig | SwinConfig:
     """Config of the classifier that `args` describe; for the errors see `build_classifier`."""
     config = encoder_config(args)
-    if args.drop_path is not None:
-        if not isinstance(config, SwinConfig):
-            raise InputError("drop_path is for Swin; transformers' ViT has no stochastic depth")
+    if args.drop_path is not None and isinstance(config, SwinConfig):
         config.drop_path_rate = args.drop_path
     if args.mode == "linear_probe":
         for dropout in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):

@@ -1,4 +1,4 @@
-"""Fine-tuning beyond the paper's recipe: layer-wise learning rates, averaged weights, a start at another resolution."""
+"""Fine-tuning beyond the paper's recipe: learning rates by layer, drop path, averaged weights, another resolution."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from transformers import SwinConfig, SwinForImageClassification, TrainingArguments, ViTConfig
+from torchvision.ops import StochasticDepth
+from transformers import SwinConfig, SwinForImageClassification, TrainingArguments, ViTConfig, ViTModel
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
@@ -94,6 +95,21 @@ def _layers(model: nn.Module) -> list[list[nn.Module]]:
         if stage.downsample is not None:
             layers[-1].append(stage.downsample)
     return layers
+
+
+def add_drop_path(encoder: ViTModel, rate: float) -> None:
+    """Give a ViT stochastic depth (arXiv:1603.09382), which transformers has for Swin alone.
+
+    While it trains, attention and MLP of a block are left out, each on its own and for some of the images, and scaled
+    by 1 / (1 - probability) for the others. The probability rises evenly from 0 in the first block to `rate` in the
+    last, as in Swin and timm. Parameters and config stay as they are: a saved model is a plain ViT.
+
+    Args:
+        rate: in [0, 1).
+    """
+    probabilities = torch.linspace(0, rate, len(encoder.layers)).tolist()
+    for block, probability in zip(encoder.layers, probabilities, strict=True):
+        block.dropout = nn.Sequential(block.dropout, StochasticDepth(probability, mode="row"))
 
 
 class ExponentialMovingAverage(StatefulCallback):
