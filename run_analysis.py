@@ -22,7 +22,7 @@ from modeling_kamim.analysis.report import write_report
 from modeling_kamim.analysis.tokens import check_scikit_learn
 from modeling_kamim.command_line import parse
 from modeling_kamim.data import report_bad_images
-from modeling_kamim.errors import InputError, run
+from modeling_kamim.errors import InputError, first_line, run
 from modeling_kamim.evaluation.results import device_name
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 
@@ -62,8 +62,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"device is {name!r}: {reason}; give auto, cpu, cuda, cuda:N or mps") from error
+        raise InputError(f"device is {name!r}: {first_line(error)}; give auto, cpu, cuda, cuda:N or mps") from error
     return device
 
 

@@ -49,7 +49,7 @@ class DataArguments:
     num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
 
     def __post_init__(self):
-        _check_positive(self, "max_train_samples", "max_eval_samples", "num_proc")
+        check_positive(self, "max_train_samples", "max_eval_samples", "num_proc")
 
 
 @dataclass
@@ -75,7 +75,7 @@ class StreamingArguments:
     )
 
     def __post_init__(self):
-        _check_positive(self, "shuffle_buffer")
+        check_positive(self, "shuffle_buffer")
 
 
 @dataclass
@@ -168,7 +168,7 @@ class SourceArguments:
     num_proc: int | None = field(default=None, metadata={"help": "Processes of this machine."})
 
     def __post_init__(self):
-        _check_positive(self, "num_proc")
+        check_positive(self, "num_proc")
 
 
 @dataclass
@@ -207,7 +207,7 @@ class PreparationArguments:
     def __post_init__(self):
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
-        _check_positive(self, "image_size", "rows_per_shard")
+        check_positive(self, "image_size", "rows_per_shard")
         if not 1 <= self.quality <= 100:
             raise InputError(f"quality is {self.quality}; it must be between 1 and 100")
         RandomView(self.crop_min_scale)
@@ -265,7 +265,8 @@ class HubArguments:
     )
 
 
-def _check_positive(arguments: Any, *names: str) -> None:
+def check_positive(arguments: Any, *names: str) -> None:
+    """Raise InputError where one of these arguments is given and below 1."""
     for name in names:
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -299,7 +300,7 @@ class OnlineProbeArguments:
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
 
     def __post_init__(self):
-        _check_positive(self, "probe_images")
+        check_positive(self, "probe_images")
         self.probe_steps(1)
 
     def probe_steps(self, steps_per_epoch: int) -> int | None:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
-from .errors import InputError
+from .errors import InputError, on_one_line
 from .privacy import public_settings, without_tokens
 
 
@@ -52,8 +52,7 @@ def parse(
     except InputError:
         raise
     except _REFUSALS as error:  # of a value that a dataclass, transformers' above all, does not take
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{reason} (see --help)") from error
+        raise InputError(f"{on_one_line(error)} (see --help)") from error
     *parsed, unknown = known
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
@@ -157,8 +156,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{path} is not valid YAML: {reason}") from None
+        raise InputError(f"{path} is not valid YAML: {on_one_line(error)}") from None
     if not isinstance(keys, dict):
         raise InputError(f"{path} must hold 'key: value' lines")
     return keys

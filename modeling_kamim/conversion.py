@@ -26,7 +26,7 @@ from transformers import (
     ViTModel,
 )
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .modeling_kamim import MODEL_SIZES, check_image_size, quiet_loading
 from .processor import image_processor
 
@@ -212,7 +212,7 @@ def _load(file: Path) -> Any:
 def _not_a_checkpoint(file: Path, error: Exception) -> str:
     with file.open("rb") as stream:
         is_web_page = stream.read(1) == b"<"
-    reason = "it is a web page, as Google Drive sends before a large file" if is_web_page else _first_line(error)
+    reason = "it is a web page, as Google Drive sends before a large file" if is_web_page else first_line(error)
     return f"{file} is not a file of torch.save, or it is damaged ({reason}); download it again"
 
 
@@ -457,7 +457,7 @@ def _build(weights: Weights, config: ViTConfig | SwinConfig, source: str) -> Pre
                 None, config=config, state_dict=state, output_loading_info=True, **settings
             )
     except RuntimeError as error:
-        raise InputError(f"shapes in the file contradict each other: {_first_line(error)}") from error
+        raise InputError(f"shapes in the file contradict each other: {first_line(error)}") from error
     problems = [
         f"{kind} keys: {_listed(sorted(map(str, loaded[f'{kind}_keys'])))}"
         for kind in ("missing", "unexpected", "mismatched")
@@ -476,10 +476,6 @@ def _require(state: StateDict, key: str) -> torch.Tensor:
 
 def _listed(keys: Sequence[str], most: int = 20) -> str:
     return ", ".join(keys[:most]) + f" and {len(keys) - most} more" * (len(keys) > most)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _notes(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .arguments import DataArguments, SourceArguments
-from .errors import InputError
+from .errors import InputError, first_line
 from .images import UNNAMED, BadImageError, printable
 from .photographs import load_photographs
 
@@ -51,33 +51,45 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
         loaded = _load(name, config_name)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
-            f"cannot load data set {name!r}: {_reason(error)}. Give a folder of images, a folder of Parquet files, a "
-            "directory saved by `datasets`, or the id of a data set on the Hub"
+            f"cannot load data set {name!r}: {loading_reason(error)}. Give a folder of images, a folder of Parquet "
+            "files, a directory saved by `datasets`, or the id of a data set on the Hub"
         ) from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
 
 
-def _reason(error: BaseException) -> str:
+def loading_reason(error: BaseException) -> str:
+    """Why `datasets` could not load, in one line."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, UnicodeEncodeError):
         return f"the name {printable(error.object)} is not UTF-8; rename it (convmv does so for whole folders)"
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first_line(error)
 
 
 def _load(name: str, config_name: str | None) -> datasets.DatasetDict | datasets.Dataset:
+    source = builder_arguments(name, config_name)
     path = Path(name).expanduser()
-    if path.is_dir() and _WILDCARDS.search(str(path.resolve())):
-        raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return datasets.load_from_disk(str(path))
+    return datasets.load_dataset(**source)
+
+
+def builder_arguments(name: str, config_name: str | None) -> dict[str, Any]:
+    """What `datasets.load_dataset` and `load_dataset_builder` take for a Parquet file, a folder, or a Hub id.
+
+    Raises:
+        InputError: for a path where there is nothing, or a folder whose name `datasets` takes for a pattern.
+    """
+    path = Path(name).expanduser()
     if path.suffix == ".parquet" and path.is_file():
-        return datasets.load_dataset("parquet", data_files=str(path))
+        return {"path": "parquet", "data_files": str(path)}
     if path.is_dir():
-        return datasets.load_dataset(str(path))
+        if _WILDCARDS.search(str(path.resolve())):
+            raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
+        return {"path": str(path)}
     if path.is_absolute() or name.startswith(("./", "../", "~")):
         raise InputError("there is no such file or folder")
-    return datasets.load_dataset(name, config_name)
+    return {"path": name, "name": config_name}
 
 
 def choose_splits(

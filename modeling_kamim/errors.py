@@ -22,6 +22,16 @@ class StoppedError(RuntimeError):
         self.status = status
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of its message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def on_one_line(error: BaseException) -> str:
+    """Its whole message on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a script's `main`; an `InputError` (exit status 2) or `StoppedError` ends it with one line."""
     try:
@@ -33,5 +43,5 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _end(kind: str, error: Exception, status: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {kind}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {kind}: {on_one_line(error)}", file=sys.stderr)
     sys.exit(status)

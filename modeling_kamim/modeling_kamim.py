@@ -25,7 +25,7 @@ from transformers.modeling_outputs import MaskedImageModelingOutput
 from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
-from .errors import InputError
+from .errors import InputError, first_line
 from .losses import masked_l1
 
 MODEL_SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -187,7 +187,7 @@ SAFE_LOADING = {"use_safetensors": True, "trust_remote_code": False}
 
 def loading_failure(error: Exception) -> str:
     """Why transformers could not load a checkpoint with `SAFE_LOADING`, in one line."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     if "model.safetensors" not in reason:
         return reason
     return (

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
+from .data import builder_arguments, loading_reason
 from .density import DensityDetector, density_label
-from .errors import InputError
+from .errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +48,8 @@ def _reading(file: str) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"cannot read {file}: {reason}. If the file is whole, go on from the last checkpoint with "
+            f"cannot read {file}: {first_line(error)}. If the file is whole, go on from the last checkpoint with "
             "--resume_from_checkpoint"
         ) from error
 
@@ -108,12 +107,11 @@ def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, 
     if name is None:
         raise InputError("--streaming needs --dataset_name: a Parquet file, a folder of them, or the id of a data set")
     try:
-        builder = _builder(name, config_name)
+        builder = datasets.load_dataset_builder(**builder_arguments(name, config_name))
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"cannot stream data set {name!r}: {reason}. Give a Parquet file, a folder of Parquet files, or the id of "
-            "a data set on the Hub"
+            f"cannot stream data set {name!r}: {loading_reason(error)}. Give a Parquet file, a folder of Parquet "
+            "files, or the id of a data set on the Hub"
         ) from error
     splits = {str(split): tuple(sorted(map(str, files))) for split, files in (builder.config.data_files or {}).items()}
     others = [file for files in splits.values() for file in files if not file.endswith(".parquet")]
@@ -128,14 +126,3 @@ def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, 
 
 def _any(splits: Mapping[str, tuple[str, ...]]) -> str:
     return next(file for files in splits.values() for file in files)
-
-
-def _builder(name: str, config_name: str | None) -> datasets.DatasetBuilder:
-    path = Path(name).expanduser()
-    if path.suffix == ".parquet" and path.is_file():
-        return datasets.load_dataset_builder("parquet", data_files=str(path))
-    if path.is_dir():
-        return datasets.load_dataset_builder(str(path))
-    if path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise InputError("there is no such file or folder")
-    return datasets.load_dataset_builder(name, config_name)

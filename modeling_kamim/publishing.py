@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import InputError
+from .errors import InputError, on_one_line
 from .privacy import holds_token, public_settings, without_tokens
 
 logger = logging.getLogger(__name__)
@@ -216,7 +216,7 @@ class Publisher:
                 time.sleep(wait)
 
     def _reason(self, error: Exception) -> str:
-        text = without_tokens(" ".join(str(error).split()) or type(error).__name__)
+        text = without_tokens(on_one_line(error))
         if _status(error) in (401, 403):
             return f"the Hub refuses the token for {self.repo_id} (`hf auth login`, or HF_TOKEN): {text}"
         return text

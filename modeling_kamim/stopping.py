@@ -38,8 +38,7 @@ class StopOnSignal(TrainerCallback):
 
     def __init__(self):
         self.received: int | None = None
-        self._is_listening = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Any] = {}  # handlers to put back; none where it does not listen
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -48,13 +47,12 @@ class StopOnSignal(TrainerCallback):
             yield
             return
         self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-        self._is_listening = True
         try:
             yield
         finally:
-            self._is_listening = False
             for number, handler in self._before.items():
                 signal.signal(number, handler or signal.SIG_DFL)
+            self._before = {}
 
     def _handle(self, number: int, frame: object) -> None:
         if self.received is not None:
@@ -63,7 +61,7 @@ class StopOnSignal(TrainerCallback):
         self.received = number  # workers of the loader have a copy of this: they too go on at the first
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if self._is_listening and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
+        if self._before and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:
             self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def on_step_end(self, args, state, control, **kwargs):

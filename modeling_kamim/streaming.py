@@ -14,12 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 
-from .arguments import (
-    STREAM_EVAL_SAMPLES,
-    DataArguments,
-    KamimArguments,
-    OnlineProbeArguments,
-)
+from .arguments import STREAM_EVAL_SAMPLES, DataArguments, KamimArguments, OnlineProbeArguments
 from .data import choose_splits, settle_worker
 from .errors import InputError
 from .images import BadImageError

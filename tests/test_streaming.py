@@ -279,6 +279,12 @@ def test_images_that_are_no_parquet_files_are_refused(tmp_path):
         load_parquet(str(tmp_path))
 
 
+def test_a_folder_that_datasets_takes_for_a_pattern_is_refused(tmp_path):
+    (tmp_path / "a[b]").mkdir()
+    with pytest.raises(InputError, match="cannot stream data set .*for patterns; rename"):
+        load_parquet(str(tmp_path / "a[b]"))
+
+
 def test_a_data_set_must_be_named(tmp_path):
     with pytest.raises(InputError, match="--streaming needs --dataset_name"):
         load_parquet(None)

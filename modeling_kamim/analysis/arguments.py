@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..arguments import check_positive
 from ..errors import InputError
 
 RANDOM = "random"
@@ -67,9 +68,7 @@ class AnalysisArguments:
     seed: int = field(default=42, metadata={"help": "Of the drawn images, masks, random weights and t-SNE."})
 
     def __post_init__(self):
-        for name in ("num_images", "batch_size", "dpi"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_positive(self, "num_images", "batch_size", "dpi")
         _check_names("analyses", self.analyses, tuple(ANALYSES))
         _check_names("formats", self.formats, ("png", "pdf", "svg"))
         self.named_models()

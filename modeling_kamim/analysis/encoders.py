@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..evaluation.features import load_backbone
 from ..modeling_kamim import KamimForMaskedImageModeling, quiet_loading
 from ..processor import image_processor
@@ -290,7 +290,7 @@ def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
         with quiet_loading():
             model, info = KamimForMaskedImageModeling.from_pretrained(encoder.checkpoint, output_loading_info=True)
     except (InputError, OSError, ValueError) as error:
-        raise AnalysisRefused(str(error).strip().splitlines()[0]) from error
+        raise AnalysisRefused(first_line(error)) from error
     if info["missing_keys"]:
         raise AnalysisRefused("its checkpoint holds no decoder of masked image modelling")
     return model.to(encoder.device).eval()

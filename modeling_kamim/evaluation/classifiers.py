@@ -14,7 +14,7 @@ from transformers import (
 
 from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..modeling_kamim import SAFE_LOADING, build_config, check_image_size, loading_failure, quiet_loading
 from .features import PROBED_BLOCK
 from .finetuning import add_drop_path, resized_state_dict
@@ -81,7 +81,7 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load {args.model_name_or_path!r}: {str(error).strip().splitlines()[0]}") from error
+        raise InputError(f"cannot load {args.model_name_or_path!r}: {first_line(error)}") from error
     if config.model_type not in ("vit", "swin"):
         raise InputError(f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; give a ViT or Swin")
     if args.image_size not in (None, config.image_size):
