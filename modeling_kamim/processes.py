@@ -9,8 +9,8 @@ from .errors import InputError
 
 _RANKS = ("LOCAL_RANK", "RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 _COMMANDS = (
-    "launch with `accelerate launch --multi_gpu --num_processes N SCRIPT` or `torchrun --nproc_per_node N SCRIPT`, "
-    "and add --use_cpu where the processes are to train on CPUs"
+    "launch with `accelerate launch --multi_gpu --num_processes N SCRIPT` or `torchrun --nproc_per_node N SCRIPT`, on "
+    "CPUs too"
 )
 
 
@@ -18,9 +18,8 @@ def check_launch(args: TrainingArguments) -> None:
     """Stop a launch that would train with fewer processes than asked for, or without the shards asked for.
 
     `accelerate launch --num_processes 2` starts one process where --cpu or a MULTI_CPU config is given, or where there
-    are no two GPUs: it leaves MASTER_ADDR in the environment, but no rank. Without GPUs and without --use_cpu, several
-    processes are started, and each trains alone. FSDP and DeepSpeed are ignored on CPUs. FSDP2's default way of saving
-    leaves no model.safetensors.
+    are no two GPUs: it leaves MASTER_ADDR in the environment, but no rank. Processes that do not find each other would
+    each train alone. FSDP and DeepSpeed are ignored on CPUs. FSDP2's default way of saving leaves no model.safetensors.
 
     Raises:
         InputError: in these cases; the message holds the right command.

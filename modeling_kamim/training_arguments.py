@@ -1,12 +1,13 @@
 """transformers' `TrainingArguments` with the paper's recipes as defaults."""
 
+import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .hardware import Hardware, find_hardware
 
 PAPER_BATCH_SIZE = 2048
 
@@ -66,10 +67,10 @@ class _RecipeArguments(TrainingArguments):
     disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
 
     def __post_init__(self):
-        if not (self.bf16 or self.fp16):
-            precision = choose_precision(self.use_cpu) if self.precision == "auto" else self.precision
-            self.bf16: bool = precision == "bf16"
-            self.fp16: bool = precision == "fp16"
+        self._is_cpu_asked_for = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+        hardware = find_hardware(self._is_cpu_asked_for)
+        self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
+        self._set_precision(hardware)
         if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_warmup_with_min_lr":
             self.lr_scheduler_kwargs = dict(self.schedule_ends)
         super().__post_init__()
@@ -77,6 +78,21 @@ class _RecipeArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
+
+    def _set_precision(self, hardware: Hardware) -> None:
+        """Make `bf16` and `fp16` what `precision` says, and the other way round."""
+        asked_for = [name for name in ("bf16", "fp16") if getattr(self, name)]
+        if len(asked_for) == 2 or (asked_for and self.precision not in ("auto", *asked_for)):
+            given = [f"--{name} true" for name in asked_for]
+            if self.precision != "auto":
+                given.insert(0, f"--precision {self.precision}")
+            raise InputError(f"{' and '.join(given)} contradict each other; give --precision alone")
+        self._is_precision_chosen = self.precision == "auto" and not asked_for
+        precision = hardware.precision if self._is_precision_chosen else (*asked_for, self.precision)[0]
+        if precision == "fp16" and hardware.device == "cpu":
+            raise InputError("precision is fp16, which needs a GPU; on the CPU give bf16, fp32 or auto")
+        self.bf16: bool = precision == "bf16"
+        self.fp16: bool = precision == "fp16"
 
     def _accumulation_steps(self) -> int:
         at_a_time = self.train_batch_size * self.world_size
@@ -97,11 +113,15 @@ class _RecipeArguments(TrainingArguments):
     def describe_speed(self) -> str:
         """The settings that decide the speed, and what chose them."""
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
-        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self.precision == "auto" else "as asked for"
+        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self._is_precision_chosen else "as asked for"
         attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
         compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
         optimizer = getattr(self.optim, "value", self.optim)
-        return f"{precision} ({chosen}), {self.attn_implementation} attention ({attention}), {optimizer}, {compiled}"
+        device = self.device.type
+        if device == "cpu":
+            device = f"the CPU ({'as asked for' if self._is_cpu_asked_for else 'no accelerator found'})"
+        attention = f"{self.attn_implementation} attention ({attention})"
+        return f"on {device}: {precision} ({chosen}), {attention}, {optimizer}, {compiled}"
 
     @property
     def total_batch_size(self) -> int:
@@ -145,13 +165,3 @@ _PRECISION_REASONS = {
     "fp16": "a GPU without bf16",
     "fp32": "hardware without bf16 units",
 }
-
-
-def choose_precision(use_cpu: bool = False) -> str:
-    """Fastest of "bf16", "fp16" and "fp32" that the hardware computes in without emulation."""
-    if torch.cuda.is_available() and not use_cpu:
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if torch.accelerator.is_available() and not use_cpu:
-        return "fp32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bf16" if native else "fp32"

@@ -1,0 +1,46 @@
+"""What this machine computes with; `python -m modeling_kamim.hardware` prints it."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The device that a process trains on.
+
+    Args:
+        device: its type as torch names it: "cuda", "mps", "xpu", ..., or "cpu".
+        bf16: whether it computes in bfloat16 without emulation.
+    """
+
+    device: str
+    bf16: bool
+
+    @property
+    def precision(self) -> str:
+        """The fastest of "bf16", "fp16" and "fp32" that it computes in."""
+        if self.bf16:
+            return "bf16"
+        return "fp16" if self.device == "cuda" else "fp32"
+
+
+def find_hardware(use_cpu: bool = False) -> Hardware:
+    """The accelerator where there is one that torch can use, else the CPU.
+
+    Args:
+        use_cpu: do not look for an accelerator.
+    """
+    accelerator = None if use_cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    if accelerator is None:
+        return Hardware("cpu", torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    is_cuda = accelerator.type == "cuda"
+    return Hardware(accelerator.type, is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+if __name__ == "__main__":
+    hardware = find_hardware()
+    print(f"device: {hardware.device}")
+    print(f"bf16 without emulation: {hardware.bf16} (so --precision auto is {hardware.precision})")
+    print(f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
+    print(f"AVX-512 BF16: {torch.cpu._is_avx512_bf16_supported()}, AMX: {torch.cpu._is_amx_tile_supported()}")
