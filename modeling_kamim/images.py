@@ -3,19 +3,24 @@
 import errno
 import io
 import math
+import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from .errors import InputError
+from .errors import InputError, first_line
+from .pixel_range import PixelRange, deep_pixels, is_deep
 
 # Part of every cache key of decoded images: raise it whenever a change here alters pixels or what counts as bad.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 
 MAX_FILE_SIZE = 2**31  # bytes; more than any image that Pillow agrees to decode
 UNNAMED = "an image without a name"
@@ -28,6 +33,7 @@ _SYSTEM_FAULTS = {
     getattr(errno, name, None)
     for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENETDOWN")
 }
+_OUT_OF_MEMORY = re.compile("out of memory|(insufficient|not enough) memory|allocate (\\S+ )?memory", re.IGNORECASE)
 # Formats that Pillow reads by itself: for EPS, as an example, it would start Ghostscript, which runs the file.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -54,29 +60,49 @@ class BadImageError(InputError):
         return str(self).removesuffix(_ADVICE)
 
 
-def decode_image(source: dict[str, Any] | None, name: str = "") -> np.ndarray:
+def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: PixelRange | None = None) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
-    Gray, palette, CMYK and 16-bit images become 8-bit RGB (16-bit by dropping the low byte, unless all values fit in 8
-    bits), transparency is dropped and of an animation the first frame is taken.
+    Gray, palette, CMYK and deeper images become 8-bit RGB, transparency is dropped and of an animation the first frame
+    is taken.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`, as `datasets.Image(decode=False)` gives it.
         name: what to call the image in an error where it has no path.
+        pixel_range: what becomes 0 to 255 in images of more than 8 bits (integers of 16 or 32 bits, floats); None for
+            the range of the image alone.
 
     Returns:
         `(height, width, 3)`, uint8.
 
     Raises:
-        BadImageError: if it cannot be read in full.
-        InputError: if the system fails to read the file, for a reason that is not in the image.
+        BadImageError: if it cannot be read in full, or has pixels that are not finite.
+        InputError: if the system fails, for a reason that is not in the image: its memory, its files.
     """
     data = read_image(source, name)
-    try:
+    with _errors_of(source, name):
         pixels = _decode_plain_jpeg(data)
-        return pixels if pixels is not None else _decode_with_pillow(data)
-    except Exception as error:  # decoders raise nearly anything on broken files
-        raise _bad_image(source, name, error) from None
+        return pixels if pixels is not None else _decode_with_pillow(data, pixel_range)
+
+
+def read_deep_pixels(source: dict[str, Any] | None, name: str = "") -> np.ndarray | None:
+    """The pixels of an image of more than 8 bits as they are stored, upright; None for any other image.
+
+    Raises:
+        BadImageError, InputError: as `decode_image`.
+    """
+    data = read_image(source, name)
+    with _errors_of(source, name), open_image(data) as image:
+        return deep_pixels(image, data) if is_deep(image) else None
+
+
+def is_deep_image(source: dict[str, Any] | None) -> bool:
+    """Whether an image has more than 8 bits in a channel, by its header alone; False where it cannot be opened."""
+    try:
+        with open_image(_opened(source or {})) as image:
+            return is_deep(image)
+    except Exception:  # whoever decodes it tells
+        return False
 
 
 def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
@@ -90,33 +116,70 @@ def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
         BadImageError: if there are none.
         InputError: if the system fails to read the file, for a reason that is not in the image.
     """
-    try:
-        return _read(source or {})
-    except OSError as error:
-        if error.errno in _SYSTEM_FAULTS:
-            raise InputError(
-                f"cannot read {_label(source, name)}: {error.strerror}. The image may be good, so it is not left out; "
-                "try again when the disk or the network is well"
-            ) from error
-        raise _bad_image(source, name, error) from None
-    except (TypeError, ValueError) as error:
-        raise _bad_image(source, name, error) from None
+    with _errors_of(source, name):
+        data = _opened(source or {})
+        if isinstance(data, Path):
+            data = data.read_bytes()
+        if not data:
+            raise ValueError("the file is empty")
+        return data
 
 
-def _read(source: dict[str, Any]) -> bytes:
+def _opened(source: dict[str, Any]) -> bytes | Path:
+    """The bytes of an image where they are there, or else its file, if it may be read."""
     data, path = source.get("bytes"), source.get("path")
-    if data is None:
-        if path is None:
-            raise ValueError("there is neither an image nor a path")
-        file = Path(path).stat()
-        if not stat.S_ISREG(file.st_mode):  # reading a pipe or a device might never end
-            raise ValueError("not a regular file")
-        if file.st_size > MAX_FILE_SIZE:
-            raise ValueError(f"a file of {file.st_size} bytes is too large for an image")
-        data = Path(path).read_bytes()
-    if not data:
-        raise ValueError("the file is empty")
-    return data
+    if data is not None:
+        return data
+    if path is None:
+        raise ValueError("there is neither an image nor a path")
+    file = Path(path).stat()
+    if not stat.S_ISREG(file.st_mode):  # reading a pipe or a device might never end
+        raise ValueError("not a regular file")
+    if file.st_size > MAX_FILE_SIZE:
+        raise ValueError(f"a file of {file.st_size} bytes is too large for an image")
+    return Path(path)
+
+
+@contextmanager
+def _errors_of(source: dict[str, Any] | None, name: str) -> Iterator[None]:
+    """Tell what the image is to blame for from what the system is."""
+    try:
+        yield
+    except Exception as error:  # decoders raise nearly anything on broken files
+        fault = system_fault(error, _label(source, name))
+        raise fault or _bad_image(source, name, error) from (error if fault else None)
+
+
+def system_fault(error: Exception, label: str) -> InputError | None:
+    """What to raise where the system, not the image called `label`, is at fault; None for any other error."""
+    if is_out_of_memory(error):
+        return InputError(
+            f"memory gave out at {label} ({first_line(error)[:_LONGEST_REASON]}). The image may be good, so it is not "
+            "left out; free memory, or use fewer processes (--num_proc, --dataloader_num_workers), and try again"
+        )
+    if isinstance(error, RecursionError):
+        return InputError(
+            f"the stack of calls gave out at {label}. The image may be good, so it is not left out; call from fewer "
+            "nested functions"
+        )
+    if isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
+        return InputError(
+            f"cannot read {label}: {error.strerror}. The image may be good, so it is not left out; {_advice(error)}"
+        )
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch, OpenCV, a codec or the system found too little memory."""
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    return isinstance(error, (OSError, RuntimeError, cv2.error)) and bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (`ulimit -n`), or use fewer processes"
+    return "try again when the disk or the network is well"
 
 
 def _bad_image(source: dict[str, Any] | None, name: str, error: Exception) -> BadImageError:
@@ -134,9 +197,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Open encoded bytes with Pillow, without decoding, if they are of a format that it reads by itself."""
-    return Image.open(io.BytesIO(data), formats=_formats())
+def open_image(data: bytes | Path) -> Image.Image:
+    """Open encoded bytes or a file with Pillow, without decoding, if they are of a format that it reads by itself."""
+    return Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=_formats())
 
 
 @cache
@@ -168,18 +231,10 @@ def _jpeg_header(data: bytes) -> bytes:
     return data[:position]
 
 
-def _decode_with_pillow(data: bytes) -> np.ndarray:
+def _decode_with_pillow(data: bytes, pixel_range: PixelRange | None) -> np.ndarray:
     with open_image(data) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
-            upright = _to_8_bit(upright)
-        return np.asarray(upright.convert("RGB"))
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    pixels = np.asarray(image)
-    if pixels.dtype.kind == "f":
-        pixels = np.nan_to_num(pixels) * (255.0 if pixels.max(initial=0.0) <= 1.0 else 1.0)
-    elif pixels.max(initial=0) > 255:
-        pixels = pixels >> 8
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        deep = deep_pixels(image, data) if is_deep(image) else None
+        if deep is None:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = (pixel_range or PixelRange.of(deep)).to_8_bits(deep)
+    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)

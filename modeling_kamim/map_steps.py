@@ -1,4 +1,4 @@
-"""The cached `datasets.map` steps before training: keypoint densities, and the search for bad images."""
+"""The cached `datasets.map` steps before training: the range of deep images, keypoint densities, bad images."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -10,9 +10,72 @@ import numpy as np
 
 from .density import DensityDetector, density_label
 from .errors import InputError
-from .images import DECODER_VERSION, BadImageError, decode_image
+from .images import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_deep_pixels, system_fault
+from .pixel_range import EIGHT_BITS, PERCENTILES, PixelRange, fits_in_8_bits
 
 logger = logging.getLogger(__name__)
+
+NUM_HEADERS = 2000  # images that are opened to see whether any is deep
+NUM_MEASURED = 1000  # deep images whose pixels make the range
+PIXELS_OF_AN_IMAGE = 4096
+ALIKE = 0.5  # overlap of two ranges
+
+
+def choose_pixel_range(
+    dataset: datasets.Dataset, image_column: str, saved: PixelRange | None = None, num_proc: int | None = None
+) -> PixelRange | None:
+    """The range by which images of more than 8 bits are scaled: a checkpoint's, or else the data set's; told in the log.
+
+    Args:
+        dataset: training rows with an `image_column` of `datasets.Image(decode=False)`.
+        saved: range that a checkpoint was trained with.
+        num_proc: processes.
+
+    Returns:
+        The range; None where no image is deep and nothing is saved.
+    """
+    measured = measure_pixel_range(dataset, image_column, num_proc)
+    if measured is None:
+        return saved
+    if saved is None:
+        logger.info("Images deeper than 8 bits are scaled: %s becomes 0 to 255, by the pixels of this data set", measured)
+        return measured
+    logger.info("Images deeper than 8 bits are scaled: %s becomes 0 to 255, as the checkpoint was trained", saved)
+    if saved.overlap(measured) < ALIKE:
+        logger.warning(
+            "The pixels of this data set lie from %s, the checkpoint was trained with %s: it sees images darker, "
+            "brighter or flatter than those it knows; convert them to 8 bits where that is not wanted",
+            *(measured, saved),
+        )
+    return saved
+
+
+def measure_pixel_range(
+    dataset: datasets.Dataset, image_column: str, num_proc: int | None = None
+) -> PixelRange | None:
+    """Range of the pixels of a data set's images of more than 8 bits, from a fixed sample; cached by `datasets`.
+
+    Args:
+        dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
+        num_proc: processes.
+
+    Returns:
+        The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images; 0 to 255 where they are integers that
+        fit in 8 bits; None if no image among 2,000 is deep.
+    """
+    rows = np.random.default_rng(0).permutation(len(dataset))[:NUM_HEADERS]
+    encoded = dataset.select_columns([image_column])
+    deep = [row for row in rows.tolist() if is_deep_image(encoded[row][image_column])][:NUM_MEASURED]
+    if not deep:
+        return None
+    features = datasets.Features({"pixels": datasets.List(datasets.Value("float64")), "fits": datasets.Value("bool")})
+    found = _map_images(
+        encoded.select(sorted(deep)), _pixels_batch, image_column, {}, features, True, num_proc, "Measuring pixels"
+    )
+    if all(found["fits"]):
+        return EIGHT_BITS
+    low, high = np.percentile(np.concatenate(found.with_format("numpy")["pixels"][:]), PERCENTILES)
+    return PixelRange(float(low), float(high))
 
 
 def prepare_images(
@@ -21,6 +84,7 @@ def prepare_images(
     densities: DensityDetector | None = None,
     skip_bad_images: bool = False,
     num_proc: int | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> tuple[datasets.Dataset, list[str]]:
     """Attach keypoint densities that are asked for and not there yet; leave out bad images if they are to be skipped.
 
@@ -32,7 +96,7 @@ def prepare_images(
     """
     bad: list[str] = []
     if densities is not None and not has_densities(dataset, densities):
-        dataset, bad = attach_keypoint_density(dataset, densities, image_column, skip_bad_images, num_proc)
+        dataset, bad = attach_keypoint_density(dataset, densities, image_column, skip_bad_images, num_proc, pixel_range)
     elif skip_bad_images:
         dataset, bad = drop_bad_images(dataset, find_bad_images(dataset, image_column, num_proc))
     if len(dataset) == 0:
@@ -56,6 +120,7 @@ def attach_keypoint_density(
     image_column: str,
     skip_bad_images: bool = False,
     num_proc: int | None = None,
+    pixel_range: PixelRange | None = None,
 ) -> tuple[datasets.Dataset, list[str]]:
     """Attach the column `densities.column` with `datasets.map`; `datasets` caches it by the arguments given here.
 
@@ -65,6 +130,7 @@ def attach_keypoint_density(
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
         num_proc: processes.
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
 
     Returns:
         The data set with its new column, without the bad images; and a line for each bad image.
@@ -77,7 +143,7 @@ def attach_keypoint_density(
         dataset,
         _density_batch,
         image_column,
-        {"densities": densities},
+        {"densities": densities, "pixel_range": pixel_range},
         features,
         skip_bad_images,
         num_proc,
@@ -105,12 +171,20 @@ def drop_bad_images(dataset: datasets.Dataset, errors: list[str | None]) -> tupl
 
 
 def decode_rows(
-    sources: list[dict[str, Any]], indices: list[int], skip_bad_images: bool
+    sources: list[dict[str, Any]],
+    indices: list[int],
+    skip_bad_images: bool,
+    decode: Callable[[dict[str, Any], str], Any] = decode_image,
 ) -> Iterator[tuple[np.ndarray | None, str | None]]:
-    """(image, None) of every good image; of a bad one (None, what is wrong), or its BadImageError unless skipped."""
+    """(image, None) of every good image; of a bad one (None, what is wrong), or its BadImageError unless skipped.
+
+    Args:
+        sources, indices: images, and their rows, to name those that have no name.
+        decode: from source and name to what is taken for the image.
+    """
     for source, index in zip(sources, indices, strict=True):
         try:
-            yield decode_image(source, name=f"the image in row {index}"), None
+            yield decode(source, f"the image in row {index}"), None
         except BadImageError as error:
             if not skip_bad_images:
                 raise
