@@ -9,7 +9,7 @@ from typing import Any
 
 import transformers
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, TrainerState
+from transformers import TrainerState
 
 from .classifier import KamimViTForImageClassification
 from .errors import first_line
@@ -127,15 +127,15 @@ _CHECKS: dict[str, Callable[[Path], None]] = {
 
 
 def _faults_of_weights(checkpoint: Path) -> list[str]:
-    if not (checkpoint / "config.json").is_file():  # a head alone: the trainer compares it with its own
+    file = checkpoint / "config.json"
+    if not file.is_file():  # a head alone: the trainer compares it with its own
         return []
-    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    names = config.get("architectures") or [""]
-    model_class: Any = _MODELS.get(names[0], getattr(transformers, str(names[0]), None))
-    if not names[0]:
+    name = (json.loads(file.read_text(encoding="utf-8")).get("architectures") or [None])[0]
+    if name is None:
         return ["has a config.json that names no architecture"]
-    if not (isinstance(model_class, type) and issubclass(model_class, PreTrainedModel)):
-        return []  # a class of the user's own, which cannot be found by its name
+    model_class: Any = _MODELS.get(name, getattr(transformers, name, None))
+    if model_class is None:
+        return []  # a class of the user's own, which its name does not find
     try:
         with quiet_loading():
             _, info = model_class.from_pretrained(
