@@ -62,16 +62,12 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
 
 def _last_whole(output_dir: Path) -> str | None:
     for checkpoint in reversed(checkpoints(output_dir)):
-        if not is_own(output_dir, checkpoint):
-            logger.warning(
-                "Passed over: %s is of another run than the last one here; name it to go on with it", checkpoint
-            )
-            continue
         reasons = faults(checkpoint)
-        if not reasons:
+        if not reasons and is_own(output_dir, checkpoint):
             logger.info("Resuming from %s", checkpoint)
             return str(checkpoint)
-        logger.warning("Passed over: %s %s", checkpoint, ", ".join(reasons))
+        why = ", ".join(reasons) or "is of another run than the last one here; name it to go on with it"
+        logger.warning("Passed over: %s %s", checkpoint, why)
     logger.info("Resuming from nothing: there is no checkpoint yet, starting anew")
     return None
 
