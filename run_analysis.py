@@ -25,6 +25,7 @@ from modeling_kamim.data import report_bad_images
 from modeling_kamim.errors import InputError, first_line, run
 from modeling_kamim.evaluation.results import device_name
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from modeling_kamim.run_directory import check_reports
 
 logger = logging.getLogger("run_analysis")
 
@@ -36,6 +37,7 @@ def main() -> None:
     cv2.setNumThreads(1)
     if {"tsne", "pca"} & set(args.analyses):
         check_scikit_learn()
+    check_reports(Path(args.output_dir) / "report.md")
     start = time.perf_counter()
 
     device = choose_device(args.device)

@@ -22,6 +22,7 @@ from modeling_kamim.arguments import (
     DataArguments,
     KamimArguments,
     OnlineProbeArguments,
+    StreamingArguments,
 )
 from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.checkpoint_page import CheckpointPage
@@ -46,6 +47,7 @@ from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
 from modeling_kamim.resume import find_checkpoint, run_settings
+from modeling_kamim.run_directory import claimed
 from modeling_kamim.stream_reader import take_rows
 from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
 from modeling_kamim.trainer import MaskedImageTrainer
@@ -69,12 +71,24 @@ CONFIG_KEYS = (
 
 
 def main() -> None:
-    data_args, kamim_args, stream_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    arguments = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    *_, training_args = arguments
     logging.basicConfig(
         level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
     cv2.setNumThreads(1)
     check_launch(training_args)
+    with claimed(training_args):
+        pretrain(*arguments)
+
+
+def pretrain(
+    data_args: DataArguments,
+    kamim_args: KamimArguments,
+    stream_args: StreamingArguments,
+    probe_args: OnlineProbeArguments,
+    training_args: PretrainingArguments,
+) -> None:
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
     stream = open_stream(data_args, kamim_args, probe_args, training_args) if stream_args.streaming else None
@@ -90,7 +104,7 @@ def main() -> None:
     # Data
     images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
     page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
-    page.begin(pretraining_card(page.run, config))
+    page.ask_hub(pretraining_card(page.run, config))
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     image_column = find_image_column(train_images, data_args.image_column)
     weighting = kamim_args.cell_weighting()
@@ -157,6 +171,7 @@ def main() -> None:
         steps_per_epoch = math.ceil(num_images / training_args.total_batch_size)
         steps = probe_args.probe_steps(steps_per_epoch)
         trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps))
+    page.write(pretraining_card(page.run, config))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)

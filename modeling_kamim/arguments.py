@@ -7,6 +7,7 @@ from typing import Any, Literal
 from .density import DensityDetector, detection_side
 from .errors import InputError
 from .keypoints import KeypointDetector
+from .run_directory import check_output_dir
 from .training_arguments import PretrainingArguments, ProbingArguments
 from .views import RandomView
 from .weighting import CellWeighting
@@ -205,6 +206,7 @@ class PreparationArguments:
     repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
 
     def __post_init__(self):
+        check_output_dir(self.output_dir)
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
         check_positive(self, "image_size", "rows_per_shard")

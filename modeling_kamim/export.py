@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViT
 
 from .conversion import check_output_dir, parameter_names
 from .errors import InputError
-from .modeling_kamim import SAFE_LOADING, loading_failure, quiet_loading
+from .modeling_kamim import load_whole, loading_failure
 from .processor import image_processor
 
 FORMATS = ("timm", "onnx")
@@ -83,23 +83,11 @@ def _load_encoder(name_or_path: str) -> PreTrainedModel:
     try:
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     except (OSError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
     if model_type not in ("vit", "swin"):
         raise InputError(f"{name_or_path} is a {model_type!r} checkpoint; give a ViT or Swin")
-    try:
-        with quiet_loading():  # of a pretrained model the decoder and the mask token are left out
-            model, loaded = AutoModel.from_pretrained(
-                name_or_path, add_pooling_layer=False, output_loading_info=True, dtype=torch.float32, **SAFE_LOADING
-            )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
-    if loaded["missing_keys"]:
-        raise InputError(f"{name_or_path} lacks parameters of its encoder: {', '.join(sorted(loaded['missing_keys']))}")
+    model, _ = load_whole(AutoModel, name_or_path, add_pooling_layer=False, dtype=torch.float32)
     return model.eval()
-
-
-def _cannot_load(name_or_path: str, error: Exception) -> InputError:
-    return InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}")
 
 
 def _image_size(config: ViTConfig | SwinConfig) -> tuple[int, int]:

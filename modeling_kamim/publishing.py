@@ -19,6 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError, on_one_line
 from .privacy import holds_token, public_settings, without_tokens
+from .run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ class PublishError(RuntimeError):
 def published_files(directory: Path) -> dict[str, Path | bytes]:
     """What is published of a checkpoint's directory: weights, config, processor, card, results, pictures.
 
-    Optimiser states, pickles and anything else are left out. JSON comes without local paths: each becomes "local:" and
-    its last part.
+    Optimiser states, pickles and anything else are left out, and so is what an earlier run left in the directory. JSON
+    comes without local paths: each becomes "local:" and its last part.
 
     Returns:
         From names in the repository to local files, or to contents for texts.
@@ -59,7 +60,9 @@ def published_files(directory: Path) -> dict[str, Path | bytes]:
         InputError: if there are no weights, or a text holds an access token.
     """
     files: dict[str, Path | bytes] = {}
-    for file in sorted({file for pattern in PUBLISHED for file in directory.glob(pattern)}):
+    foreign = left_by_others(directory)
+    found = {file for pattern in PUBLISHED for file in directory.glob(pattern) if file.name not in foreign}
+    for file in sorted(found):
         files[file.name] = file
         if file.suffix in (".json", ".md", ".yaml", ".py"):
             text = file.read_text(encoding="utf-8")

@@ -10,14 +10,13 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .integrity import faults
 from .privacy import public_settings
+from .run_directory import checkpoints, is_own
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-_NEEDED = ("config.json", "scheduler.pt", "trainer_state.json")
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # the second of FSDP
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 # What may differ between a run and its continuation without a change of the trained weights
 _HARMLESS = re.compile(
     r"(output_dir|dataset_name|dataset_config_name|num_proc|bad_images|force_resume|global_batch_size"
@@ -33,55 +32,50 @@ _HARMLESS = re.compile(
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint of `args.resume_from_checkpoint`, checked before any work starts.
 
-    "auto" is the last whole checkpoint of the output directory, or None where there is none.
+    "auto" is the last whole checkpoint of the run that has the output directory, or None where there is none; those of
+    other runs, and those that are not whole, are passed over, and the log says why.
 
     Raises:
         InputError: if it is not the directory of a whole checkpoint.
     """
     wanted, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
-    found = whole_checkpoints(output_dir)
     if wanted is None:
-        if found:
+        earlier = next((path for path in reversed(checkpoints(output_dir)) if not faults(path)), None)
+        if earlier is not None:
             logger.warning(
-                "%s holds checkpoints of an earlier run, which this one overwrites as it goes; "
-                "--resume_from_checkpoint auto goes on with %s",
-                *(output_dir, found[-1].name),
+                "%s holds checkpoints of an earlier run, which this one overwrites where it saves the same step; "
+                "to go on with that run: --resume_from_checkpoint %s",
+                *(output_dir, earlier),
             )
         return None
     if wanted == "auto":
-        logger.info("Resuming from %s", found[-1] if found else "nothing: there is no checkpoint yet, starting anew")
-        return str(found[-1]) if found else None
-    missing = missing_files(Path(wanted))
-    if missing:
+        return _last_whole(output_dir)
+    reasons = faults(Path(wanted))
+    if reasons:
         raise InputError(
-            f"resume_from_checkpoint is {wanted!r}, which lacks {', '.join(missing)}; give a checkpoint-N directory of "
+            f"resume_from_checkpoint is {wanted!r}, which {', '.join(reasons)}; give a checkpoint-N directory of "
             "a run (saved without --save_only_model), or auto for the last whole one of the output directory"
         )
     logger.info("Resuming from %s", wanted)
     return wanted
 
 
+def _last_whole(output_dir: Path) -> str | None:
+    for checkpoint in reversed(checkpoints(output_dir)):
+        reasons = faults(checkpoint)
+        if not reasons and is_own(output_dir, checkpoint):
+            logger.info("Resuming from %s", checkpoint)
+            return str(checkpoint)
+        why = ", ".join(reasons) or "is of another run than the last one here; name it to go on with it"
+        logger.warning("Passed over: %s %s", checkpoint, why)
+    logger.info("Resuming from nothing: there is no checkpoint yet, starting anew")
+    return None
+
+
 def whole_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of an output directory that lack nothing, by their steps."""
-    numbered = {
-        int(path.name.rpartition("-")[2]): path for path in output_dir.glob("checkpoint-*") if _is_numbered(path)
-    }
-    return [path for _, path in sorted(numbered.items()) if not missing_files(path)]
-
-
-def _is_numbered(path: Path) -> bool:
-    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
-
-
-def missing_files(checkpoint: Path) -> list[str]:
-    """Names of what resuming needs and a directory lacks."""
-    missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
-    for names in (_OPTIMIZERS, _WEIGHTS):
-        if not any((checkpoint / name).is_file() for name in names):
-            missing.append(names[0])
-    if not any(checkpoint.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
-    return missing
+    """The whole checkpoints of the run that has an output directory, by their steps."""
+    own = [path for path in checkpoints(output_dir) if is_own(output_dir, path)]
+    return [path for path in own if not faults(path)]
 
 
 def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:

@@ -14,23 +14,27 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from transformers.trainer_utils import HubStrategy
 
+from . import durability
 from .data import SampleDataset
-from .errors import StoppedError
+from .errors import InputError, StoppedError, on_one_line
 from .images import BadImageError
+from .integrity import faults
+from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
-from .resume import SETTINGS_FILE, check_settings, missing_files, whole_checkpoints
+from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"  # folder in the output directory where checkpoints are written, before they are moved
-PAGE_FILES = ("README.md", "settings.yaml")
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk raises
 
 
@@ -45,8 +49,9 @@ class StatefulCallback(TrainerCallback):
 class PixelTrainer(Trainer):
     """Trainer for batches of pixels in 0 to 255: normalises on the device, restores every tensor, measures its speed.
 
-    Checkpoints appear whole or not at all: they are written aside and then renamed. One that cannot be written, or
-    cannot be published, is reported and does not end the training; a final model that cannot be written does.
+    Checkpoints appear whole or not at all: they are written aside, to the disk, and then renamed. One that cannot be
+    written, or cannot be published, is reported and does not end the training; a final model that cannot be written
+    does. Of the checkpoints in its directory a run deletes, names and loads its own alone (see `run_directory`).
     `push_to_hub` publishes what `publishing.published_files` names, never pickles or the access token.
 
     It logs `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
@@ -80,11 +85,13 @@ class PixelTrainer(Trainer):
         """As `Trainer.train`.
 
         Raises:
-            InputError: if the checkpoint was made with other settings.
+            InputError: if the checkpoint was made with other settings, or of another model.
             StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died.
         """
         if resume_from_checkpoint and self.run_settings is not None:
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
+        if self.args.should_save:
+            begin_run(Path(self.args.output_dir), resume_from_checkpoint)
         self._window = _Window()
         with self._stop.listening():
             try:
@@ -108,15 +115,18 @@ class PixelTrainer(Trainer):
 
     def _save_before_the_end(self) -> None:
         """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step and self.args.world_size == 1 and missing_files(checkpoint):
+        saved = [step_of(checkpoint) for checkpoint in whole_checkpoints(Path(self.args.output_dir))]
+        if self.state.global_step and self.args.world_size == 1 and self.state.global_step not in saved:
             self._save_checkpoint(self.model, trial=None)
 
     def _how_to_go_on(self) -> str:
-        checkpoints = whole_checkpoints(Path(self.args.output_dir))
-        if not checkpoints:
-            return "No checkpoint is saved yet"
-        return f"{checkpoints[-1]} is saved; go on with: {resume_command()}"
+        """The last checkpoint of this run, and the command that goes on with it; where there is none, this command."""
+        whole = whole_checkpoints(Path(self.args.output_dir))
+        reached = [checkpoint for checkpoint in whole if step_of(checkpoint) <= self.state.global_step]
+        if not reached:
+            return f"This run has saved no checkpoint yet; start it again with: {resume_command(checkpoint=None)}"
+        last = reached[-1]  # `auto` would take a later one, from before the run went back to an earlier one
+        return f"{last} is saved; go on with: {resume_command(checkpoint='auto' if last == whole[-1] else str(last))}"
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -212,15 +222,34 @@ class PixelTrainer(Trainer):
             self._move_checkpoint(output_dir / UNFINISHED / name, output_dir / name)
             if self.args.push_to_hub:
                 self._publish_checkpoint(output_dir / name)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=True)
+            self._rotate_checkpoints(output_dir)
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, output_dir: Path) -> None:
         """Where the best checkpoint is going to be, in every process; not where it is written."""
         best = self.state.best_global_step
-        if best and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").exists()):
+        if best and (best == self.state.global_step or is_own(output_dir, output_dir / f"checkpoint-{best}")):
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+
+    def _finalize_training(self, *args, **kwargs):
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the stock one deletes other runs' too
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _rotate_checkpoints(self, output_dir: Path) -> None:
+        """Delete the oldest checkpoints of this run over `save_total_limit`; not the last one, and not the best."""
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        if not limit or limit < 0:
+            return
+        step = self.state.global_step
+        own = [checkpoint for checkpoint in checkpoints(output_dir) if is_own(output_dir, checkpoint)]
+        own.sort(key=lambda checkpoint: (step_of(checkpoint) <= step, step_of(checkpoint)))  # the last one at the end
+        kept = {own[-1], *([Path(best)] if best else [])}
+        surplus = len(own) - max(limit, len(kept & set(own)))
+        for checkpoint in [checkpoint for checkpoint in own if checkpoint not in kept][: max(0, surplus)]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _complete_checkpoint(self, unfinished: Path) -> None:
         if self.run_settings is not None:
@@ -229,13 +258,16 @@ class PixelTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, StatefulCallback):
                 callback.save(unfinished)
-
-    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
         if self.state.best_model_checkpoint:
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
-        shutil.rmtree(checkpoint, ignore_errors=True)  # of an earlier run in this directory
-        unfinished.rename(checkpoint)
-        unfinished.parent.rmdir()
+        sign(Path(self.args.output_dir), unfinished)
+
+    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
+        durability.sync(unfinished)
+        if checkpoint.exists():  # of an earlier run in this directory, or saved before this one went back
+            checkpoint.rename(unfinished.with_name("replaced"))
+        durability.replace(unfinished, checkpoint)
+        shutil.rmtree(unfinished.parent)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model aside and move its files, so that a full disk leaves the earlier ones whole.
@@ -247,8 +279,9 @@ class PixelTrainer(Trainer):
         super()._save(str(unfinished), state_dict)
         if self.args.should_save:
             (unfinished / "training_args.bin").unlink()
+            durability.sync(unfinished)
             for file in unfinished.iterdir():
-                file.replace(folder / file.name)
+                durability.replace(file, folder / file.name)
             unfinished.rmdir()
 
     def init_hf_repo(self, *args, **kwargs) -> None:
@@ -331,26 +364,35 @@ class PixelTrainer(Trainer):
 
     # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._renames_keys:
-            self._restore(model if model is not None else self.model, resume_from_checkpoint)
-        else:
+        if self._is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._restore(model if model is not None else self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._renames_keys:
-            self._restore(self.model, self.state.best_model_checkpoint)
-        else:
+        best = Path(self.state.best_model_checkpoint)
+        reasons = faults(best) if is_own(Path(self.args.output_dir), best) else ["is of another run"]
+        if reasons:
+            logger.error("The best checkpoint %s %s; the model stays that of the last step", best, ", ".join(reasons))
+        elif self._is_sharded:
             super()._load_best_model()
+        else:
+            self._restore(self.model, str(best))
 
     @property
-    def _renames_keys(self) -> bool:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return isinstance(model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _restore(self, model: nn.Module, checkpoint: str) -> None:
-        restored: PreTrainedModel = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        saved = type(restored).from_pretrained(checkpoint, config=restored.config)
-        restored.load_state_dict(saved.state_dict())
+        restored = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if isinstance(restored, PreTrainedModel):
+            state = load_whole(type(restored), checkpoint, config=restored.config)[0].state_dict()
+        else:
+            state = load_file(Path(checkpoint) / "model.safetensors")
+        try:
+            restored.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"the weights of {checkpoint} are of another model: {on_one_line(error)}") from error
 
 
 class MaskedImageTrainer(PixelTrainer):

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 
 from .errors import InputError
 from .hardware import Hardware, find_hardware
+from .run_directory import check_output_dir
 
 PAPER_BATCH_SIZE = 2048
 
@@ -67,6 +68,7 @@ class _RecipeArguments(TrainingArguments):
     disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
 
     def __post_init__(self):
+        check_output_dir(self.output_dir)
         self._is_cpu_asked_for = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
         hardware = find_hardware(self._is_cpu_asked_for)
         self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import prepare_dataset
 import run_mim
 from modeling_kamim.errors import InputError
-from modeling_kamim.resume import check_settings, find_checkpoint, missing_files, whole_checkpoints
+from modeling_kamim.resume import check_settings, whole_checkpoints
 from modeling_kamim.stopping import resume_command
 
 
@@ -143,27 +143,6 @@ def checkpoint(folder, leave_out=()):
     for name in set(names) - set(leave_out):
         (folder / name).write_text("{}")
     return folder
-
-
-class Arguments:
-    def __init__(self, output_dir, wanted):
-        self.output_dir, self.resume_from_checkpoint = str(output_dir), wanted
-
-
-def test_auto_takes_the_last_whole_checkpoint(tmp_path, caplog):
-    assert find_checkpoint(Arguments(tmp_path, "auto")) is None
-    checkpoint(tmp_path / "checkpoint-9")
-    last = checkpoint(tmp_path / "checkpoint-10")
-    checkpoint(tmp_path / "checkpoint-11", leave_out=["optimizer.pt"])
-    checkpoint(tmp_path / ".unfinished" / "checkpoint-16")
-    checkpoint(tmp_path / "checkpoint-best")
-    with caplog.at_level("INFO"):
-        assert find_checkpoint(Arguments(tmp_path, "auto")) == str(last)
-    assert f"Resuming from {last}" in caplog.text
-    assert find_checkpoint(Arguments(tmp_path, None)) is None and "overwrites" in caplog.text
-    with pytest.raises(InputError, match="lacks optimizer.pt; give"):
-        find_checkpoint(Arguments(tmp_path, str(tmp_path / "checkpoint-11")))
-    assert missing_files(tmp_path / "nowhere")
 
 
 def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, caplog):

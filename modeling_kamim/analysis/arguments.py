@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..arguments import check_positive
 from ..errors import InputError
+from ..run_directory import check_output_dir
 
 RANDOM = "random"
 ANALYSES: dict[str, str] = {
@@ -68,6 +69,7 @@ class AnalysisArguments:
     seed: int = field(default=42, metadata={"help": "Of the drawn images, masks, random weights and t-SNE."})
 
     def __post_init__(self):
+        check_output_dir(self.output_dir)
         check_positive(self, "num_images", "batch_size", "dpi")
         _check_names("analyses", self.analyses, tuple(ANALYSES))
         _check_names("formats", self.formats, ("png", "pdf", "svg"))

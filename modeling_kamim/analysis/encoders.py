@@ -13,7 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..errors import InputError, first_line
 from ..evaluation.features import load_backbone
-from ..modeling_kamim import KamimForMaskedImageModeling, quiet_loading
+from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model, quiet_loading
 from ..processor import image_processor
 from ..transforms import channels_first
 from ..views import View
@@ -287,10 +287,7 @@ def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
     if encoder.checkpoint is None:
         raise AnalysisRefused("random weights reconstruct nothing")
     try:
-        with quiet_loading():
-            model, info = KamimForMaskedImageModeling.from_pretrained(encoder.checkpoint, output_loading_info=True)
-    except (InputError, OSError, ValueError) as error:
-        raise AnalysisRefused(first_line(error)) from error
-    if info["missing_keys"]:
-        raise AnalysisRefused("its checkpoint holds no decoder of masked image modelling")
+        model = load_pretrained_model(encoder.checkpoint)
+    except InputError as error:
+        raise AnalysisRefused(first_line(error).replace(encoder.checkpoint, "its checkpoint")) from error
     return model.to(encoder.device).eval()

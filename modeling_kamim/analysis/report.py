@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..durability import write_text
+from ..run_directory import WRITTEN_HERE
 from .arguments import ANALYSES
 from .attention import COLLAPSED_NMI, UNIFORM_ENTROPY, collapse
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
@@ -61,7 +63,7 @@ def write_report(file: Path, sections: dict[str, Section], facts: Iterable[str])
         lines += [f"- Refused: {reason}" for reason in section.refused]
         if section.tables:
             lines += ["", "Numbers: " + ", ".join(f"[{table}]({table})" for table in section.tables)]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(file, "\n".join([*lines, "", f"<!-- {WRITTEN_HERE} -->"]) + "\n")
 
 
 def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:

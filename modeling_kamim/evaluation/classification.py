@@ -128,7 +128,7 @@ class Evaluation:
         class_args = self.class_args
         model = build_classifier(class_args, self.images.classes.names, args.attn_implementation)
         if len(class_args.seeds) <= 1:
-            self.page.begin(self.card(model.config))
+            self.page.ask_hub(self.card(model.config))
         average = ExponentialMovingAverage(class_args.ema_decay) if class_args.ema_decay else None
         trainer = self.build_trainer(model, train_dataset, eval_dataset, args, average)
         if class_args.trains_on_features:
@@ -136,6 +136,8 @@ class Evaluation:
             train_features = extract_features(trainer, encoder, train_dataset, "Features of the training images")
             eval_features = extract_features(trainer, encoder, eval_dataset, "Features of the validation images")
             trainer = self.build_trainer(ClassificationHead(model), train_features, eval_features, args, average)
+        if len(class_args.seeds) <= 1:
+            self.page.write(self.card(model.config))
         result = trainer.train(resume_from_checkpoint=self.checkpoint)
         with average.applied(trainer.model) if average else contextlib.nullcontext():
             trainer.save_model()

@@ -13,7 +13,7 @@ from ..arguments import ClassificationArguments, DataArguments
 from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..errors import InputError
 from ..figures import comparison_figure
-from ..modeling_kamim import KamimForMaskedImageModeling, loading_failure, quiet_loading
+from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model
 from ..privacy import public_name
 from ..processor import image_processor
 from ..trainer import MaskedImageTrainer
@@ -123,19 +123,3 @@ def _draw(models: list[_ScoredModel], file: Path) -> None:
         first.processor.image_mean,
         first.processor.image_std,
     ).savefig(file, dpi=100)
-
-
-def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
-    """A pretrained model with its decoder.
-
-    Raises:
-        InputError: if it cannot be loaded, or holds an encoder alone.
-    """
-    try:
-        with quiet_loading():
-            model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
-    except OSError as error:
-        raise InputError(f"cannot load {name!r}: {loading_failure(error)}") from error
-    if info["missing_keys"]:
-        raise InputError(f"{name} holds no decoder of masked image modelling; reconstructions need one")
-    return model

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageCla
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import SAFE_LOADING, build_config, loading_failure, quiet_loading
+from ..modeling_kamim import build_config, load_whole, loading_failure
 from ..trainer import PixelTrainer
 
 POOLINGS = ("mean", "cls")
@@ -96,12 +96,11 @@ def load_backbone(
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        # A masked autoencoder drops tokens at random unless it is told not to.
-        settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
-        with quiet_loading():  # of a pretrained model the decoder is left out, and a pooler is not read
-            model = AutoModel.from_pretrained(name_or_path, **SAFE_LOADING, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+    # A masked autoencoder drops tokens at random unless it is told not to.
+    settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
+    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",), **settings)  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")

@@ -9,8 +9,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..durability import write_text
 from ..errors import InputError
 from ..figures import depth_figure
+from ..run_directory import WRITTEN_HERE, check_reports
 from .entries import Entry, grouped, is_number, natural_order
 from .paper_layouts import LAYOUTS
 from .results import AVERAGED, result_rows, summarise_seeds
@@ -85,10 +87,15 @@ def build_report(paths: Iterable[str | Path]) -> Report:
 
 
 def write_report(report: Report, output_dir: Path) -> None:
-    """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
+    """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx).
+
+    Raises:
+        InputError: if one of the two is there and not of this package.
+    """
+    check_reports(output_dir / "report.md", output_dir / "report.tex")
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
+    write_text(output_dir / "report.md", f"{report.to_markdown()}\n<!-- {WRITTEN_HERE} -->\n")
+    write_text(output_dir / "report.tex", f"{report.to_latex()}\n% {WRITTEN_HERE}\n")
     for name, figure in report.figures.items():
         figure.savefig(output_dir / name, dpi=100)
 

@@ -33,7 +33,9 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
+from ..durability import write_text
 from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
+from ..run_directory import left_by_others
 
 MEASURED = frozenset(
     ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
@@ -157,12 +159,7 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
     """
     text = _to_json(_plain(results)) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(file, text)
 
 
 def _plain(value: Any) -> Any:
@@ -200,12 +197,15 @@ def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str,
     """
     weights = weights_sha256(checkpoint)
     files = {file.resolve(): file for folder in folders for file in sorted(folder.rglob("results.json"))}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    foreign = left_by_others(checkpoint)
     for file in files:
-        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
         is_own = file.parent == checkpoint.resolve()
+        if is_own and file.name in foreign:
+            continue
+        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
         rows += [row for row in found if is_own or _origin(row).get("checkpoint_sha256") == weights]
-    return [*rows, *_pretraining_rows(checkpoint)]
+    return [*rows, *([] if "eval_results.json" in foreign else _pretraining_rows(checkpoint))]
 
 
 def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
