@@ -190,7 +190,7 @@ def extract_features(
     loader = evaluation_loader(trainer, dataset)
     for batch in tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero()):
         batch = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             pooled = encoder(batch["pixel_values"])
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
         features.append(pooled.cpu())

@@ -113,7 +113,7 @@ class OnlineProbe(TrainerCallback):
         for batch in loader:
             # not the subclass's, which asks for keypoint densities
             batch = PixelTrainer._prepare_inputs(self.trainer, batch)
-            with self.trainer.compute_loss_context_manager():
+            with self.trainer.accelerator.autocast():
                 pooled = backbone(batch["pixel_values"])[:, self.layer, None]
             pooled, classes = self.trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
             features.append(pooled)
