@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from . import durability
 from .density import DensityDetector
 from .errors import InputError
 from .images import DECODER_VERSION, BadImageError
@@ -167,7 +168,7 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
     # a name of its own: a node that a cluster has given up may still be writing the same file
     unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     write(unfinished)
-    unfinished.replace(file)
+    durability.replace(unfinished, file)
 
 
 def prepare_dataset(

@@ -50,7 +50,7 @@ def claimed(args: TrainingArguments) -> Iterator[None]:
         yield
         return
     output_dir = Path(args.output_dir)
-    made = [folder for folder in (output_dir, *output_dir.parents) if not folder.exists()]
+    made = [folder for folder in (output_dir, *output_dir.parents) if not os.path.exists(folder)]
     try:
         check_page(output_dir)
         check_writable(output_dir)
@@ -81,14 +81,17 @@ def check_page(output_dir: Path) -> None:
 def check_reports(*files: Path) -> None:
     """Raise InputError if one of these files, which are about to be written, is there and not of this package."""
     for file in files:
-        if WRITTEN_HERE not in (_text(file) or WRITTEN_HERE):
+        text = _text(file)
+        if text is not None and WRITTEN_HERE not in text:
             raise _not_ours(file)
 
 
 def _text(file: Path) -> str | None:
-    if file.is_dir():
+    """What a file holds; nothing where it cannot be read, None where it is not there."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace") if os.path.exists(file) else None
+    except OSError:
         return ""
-    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else None
 
 
 def _not_ours(file: Path) -> InputError:

@@ -38,6 +38,7 @@ class Arguments:
 def pretrain(monkeypatch, output_dir, *arguments):
     argv = [*VIT, *SMALL, *QUIET, *STEPS, "--output_dir", str(output_dir), *arguments]
     monkeypatch.setattr(sys, "argv", ["run_mim.py", *argv])
+    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *args: None)
     run_mim.main()
 
 
@@ -83,7 +84,7 @@ def test_checkpoints_as_they_are_saved_are_whole(runs):
     assert "ema.safetensors" in names
 
 
-@settings(max_examples=60)
+@settings(max_examples=50)
 @given(st.data())
 def test_no_file_of_a_checkpoint_may_be_cut(runs, data):
     checkpoint = data.draw(st.sampled_from(runs)) / "checkpoint-2"
@@ -252,6 +253,24 @@ def test_a_run_takes_no_weights_of_another_model(tmp_path):
         assert all(torch.equal(value, expected[name]) for name, value in twin.state_dict().items())
         with pytest.raises(InputError, match="weights of other shapes|are of another model"):
             trainer(other[kind])._load_from_checkpoint(str(tmp_path / kind))
+
+
+def test_a_probe_on_features_goes_on(monkeypatch, tmp_path):
+    """Its checkpoints hold a linear layer alone, and no config.json."""
+    argv = ["--model_size", "tiny", "--image_size", "32", "--augmentation", "none", "--use_cpu", "--precision", "fp32"]
+    argv += ["--max_train_samples", "8", "--max_eval_samples", "4", "--disable_tqdm", "true", *STEPS]
+
+    def probe(output_dir, *arguments):
+        monkeypatch.setattr(sys, "argv", ["run_classification.py", *argv, "--output_dir", str(output_dir), *arguments])
+        run_classification.main()
+
+    probe(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut" / "checkpoint-2" / "optimizer.pt").unlink()
+    assert [path.name for path in whole_checkpoints(tmp_path / "cut")] == ["checkpoint-1"]
+    probe(tmp_path / "cut", "--resume_from_checkpoint", "auto")
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
 def test_a_checkpoint_in_another_place_is_the_same(run, tmp_path):

@@ -57,8 +57,9 @@ def call(monkeypatch):
 
 
 @pytest.fixture
-def pretrain(call):
+def pretrain(monkeypatch, call):
     """Callable that pretrains some steps in a directory."""
+    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *args: None)  # takes as long as all else
 
     def pretrain(output_dir, *argv):
         call(run_mim, *VIT, *SMALL, *QUIET, *BATCH, *argv, "--output_dir", output_dir)
@@ -209,6 +210,15 @@ def test_only_own_checkpoints_are_deleted(tmp_path):
     others.train()
     assert checkpoint_names(tmp_path) == ["checkpoint-3", "checkpoint-4", "checkpoint-7"]
     assert not is_own(tmp_path, tmp_path / "checkpoint-7")
+
+
+def test_the_last_steps_are_saved_beside_a_checkpoint_of_another_run(tmp_path):
+    build_trainer(vit(), tmp_path, max_steps=2, save_steps=2).train()
+    trainer = build_trainer(vit(intermediate_size=48), tmp_path, max_steps=2, save_strategy="no")
+    trainer.train()
+    trainer._save_before_the_end()
+    assert is_own(tmp_path, tmp_path / "checkpoint-2")
+    assert f"{tmp_path / 'checkpoint-2'} is saved; go on with" in trainer._how_to_go_on()
 
 
 BEST = {
