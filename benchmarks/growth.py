@@ -120,7 +120,7 @@ def memory_over_epochs(name: str | None, epochs: int) -> list[float]:
     data = samples(dataset, column, KeypointDetector())
     memory = []
     for epoch in range(epochs):
-        data.set_epoch(epoch)
+        data.draw_for_epoch(epoch)
         for _ in DataLoader(data, batch_size=32):
             pass
         memory.append(resident_memory())

@@ -316,8 +316,11 @@ class SampleDataset(torch.utils.data.Dataset):
         self.seed = seed
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared with the loader's workers
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw new crops, flips and masks; reaches workers that already run."""
+    def draw_for_epoch(self, epoch: int) -> None:
+        """Draw new crops, flips and masks; reaches workers that already run.
+
+        Not named `set_epoch`, which accelerate's loaders call with a count of their own: in evaluation too.
+        """
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:

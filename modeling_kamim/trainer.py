@@ -16,8 +16,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from . import durability
 from .data import SampleDataset
@@ -82,7 +82,7 @@ class PixelTrainer(Trainer):
             self.add_callback(_EpochCallback(self.train_dataset))
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """As `Trainer.train`.
+        """As `Trainer.train`; a checkpoint that has all steps of the run is taken as it is.
 
         Raises:
             InputError: if the checkpoint was made with other settings, or of another model.
@@ -92,6 +92,9 @@ class PixelTrainer(Trainer):
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
         if self.args.should_save:
             begin_run(Path(self.args.output_dir), resume_from_checkpoint)
+        self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it, and find no "auto" there
+        if resume_from_checkpoint and self._is_finished(resume_from_checkpoint):
+            return self._take_finished(resume_from_checkpoint)
         self._window = _Window()
         with self._stop.listening():
             try:
@@ -112,6 +115,30 @@ class PixelTrainer(Trainer):
             )
             raise StoppedError(message, status=128 + self._stop.received)
         return result
+
+    def _is_finished(self, checkpoint: str) -> bool:
+        """Whether it has all the steps of this run; the stock loop would train one more."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        return state.global_step >= planned
+
+    def _take_finished(self, checkpoint: str) -> TrainOutput:
+        """Take over what a finished run trained, so that what may be missing behind the training can be made."""
+        self._load_from_checkpoint(checkpoint)
+        self.model.to(self.args.device)
+        self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        step = self.state.global_step
+        logger.info("The run is finished: %s has all of its %d steps, nothing is trained", checkpoint, step)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, StatefulCallback):
+                callback.on_train_begin(self.args, self.state, self.control, model=self.model)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        measured = Path(self.args.output_dir) / "train_results.json"
+        metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
+        return TrainOutput(step, metrics.get("train_loss", math.nan), metrics)
 
     def _save_before_the_end(self) -> None:
         """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
@@ -485,7 +512,7 @@ class _EpochCallback(TrainerCallback):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch + 1e-6))
+        self.dataset.draw_for_epoch(int(state.epoch + 1e-6))
 
 
 class _Window:

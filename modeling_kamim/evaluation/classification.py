@@ -61,7 +61,12 @@ class Evaluation:
         else:
             self.encoder_config = encoder_config(class_args)
             self.config, self.image_size = classifier_config(class_args), self.encoder_config.image_size
-        self.checkpoint = find_checkpoint(training_args)
+        if len(class_args.seeds) > 1 and training_args.resume_from_checkpoint not in (None, "auto"):
+            raise InputError(
+                f"resume_from_checkpoint is {training_args.resume_from_checkpoint!r}, and each of the --seeds has "
+                "checkpoints of its own; give auto"
+            )
+        self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
         )
@@ -138,7 +143,8 @@ class Evaluation:
             trainer = self.build_trainer(ClassificationHead(model), train_features, eval_features, args, average)
         if len(class_args.seeds) <= 1:
             self.page.write(self.card(model.config))
-        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        checkpoint = find_checkpoint(args) if len(class_args.seeds) > 1 else self.checkpoint
+        result = trainer.train(resume_from_checkpoint=checkpoint)
         with average.applied(trainer.model) if average else contextlib.nullcontext():
             trainer.save_model()
             evaluation = trainer.evaluate()
