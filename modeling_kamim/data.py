@@ -1,5 +1,6 @@
 """Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
 
+import hashlib
 import logging
 import math
 import os
@@ -17,7 +18,7 @@ import torch
 
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
-from .images import UNNAMED, BadImageError, printable
+from .images import UNNAMED, BadImageError, printable, read_image
 from .photographs import load_photographs
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+FINGERPRINT_ROWS = 64
 _WILDCARDS = re.compile(r"[*?[]|::")
 
 
@@ -284,6 +286,29 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
     return dataset.shuffle(seed=seed).take(max_samples)
 
 
+def content_fingerprint(rows: datasets.Dataset) -> str:
+    """What tells a data set from others, wherever it lies: its columns, its length, and the content of 64 of its rows.
+
+    Args:
+        rows: with images as `datasets.Image(decode=False)`.
+    """
+    digest = hashlib.sha256(f"{len(rows)} {sorted(rows.column_names)}".encode())
+    places = Random(len(rows)).sample(range(len(rows)), min(FINGERPRINT_ROWS, len(rows)))
+    for row in rows.__getitems__(sorted(places)):
+        for name in sorted(row):
+            digest.update(_content(row[name]))
+    return digest.hexdigest()[:16]
+
+
+def _content(value: Any) -> bytes:
+    if not isinstance(value, dict):
+        return repr(value).encode()
+    try:
+        return read_image(value)
+    except BadImageError as error:
+        return error.reason.encode()
+
+
 def settle_worker() -> None:
     """Settle a worker of a loader: one thread, and a process group of its own; elsewhere do nothing.
 
@@ -322,6 +347,11 @@ class SampleDataset(torch.utils.data.Dataset):
         Not named `set_epoch`, which accelerate's loaders call with a count of their own: in evaluation too.
         """
         self._epoch.fill_(epoch)
+
+    @property
+    def content(self) -> str:
+        """What tells these images from others, see `content_fingerprint`."""
+        return content_fingerprint(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

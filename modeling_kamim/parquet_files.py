@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from random import Random
 
 import datasets
 import pyarrow as pa
@@ -17,6 +18,8 @@ from .density import DensityDetector, density_label
 from .errors import InputError, first_line
 
 logger = logging.getLogger(__name__)
+
+_FINGERPRINT_FILES = 16
 
 
 class _OpenFile:
@@ -33,6 +36,12 @@ class _OpenFile:
     @property
     def num_groups(self) -> int:
         return len(self.starts) - 1
+
+    @property
+    def summary(self) -> str:
+        """Rows, sizes and, where they are told, the least and largest values of the first row group."""
+        metadata = self._parquet.metadata
+        return str(metadata.row_group(0).to_dict() if metadata.num_row_groups else {}) + str(self.starts)
 
     @property
     def schema(self) -> pa.Schema:
@@ -79,9 +88,11 @@ class ParquetFiles:
 
     @property
     def fingerprint(self) -> str:
-        """What the names of the files, without their folders, and their order come to."""
-        names = "\n".join(file.rsplit("/", 1)[-1] for file in self.files)
-        return hashlib.sha256(names.encode()).hexdigest()[:16]
+        """What the names of the files, without their folders, their order and the rows of some of them come to."""
+        digest = hashlib.sha256("\n".join(file.rsplit("/", 1)[-1] for file in self.files).encode())
+        for number in sorted(Random(len(self)).sample(range(len(self)), min(_FINGERPRINT_FILES, len(self)))):
+            digest.update(self.open(number).summary.encode())
+        return digest.hexdigest()[:16]
 
     def has_densities(self, densities: DensityDetector) -> bool:
         """Whether the files hold these very densities, as those that `prepare_dataset.py` wrote may."""

@@ -17,16 +17,24 @@ from .run_directory import checkpoints, is_own
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-# What may differ between a run and its continuation without a change of the trained weights
-_HARMLESS = re.compile(
-    r"(output_dir|dataset_name|dataset_config_name|num_proc|bad_images|force_resume|global_batch_size"
-    r"|per_device_\w*|gradient_accumulation_steps|dataloader_\w*|logging_\w*|log_\w*|eval_\w*|save_\w*|hub_\w*|push_\w*"
-    r"|report_to|project|trackio_\w*|run_name|disable_tqdm|do_\w*|load_best_model_at_end|metric_for_best_model"
-    r"|greater_is_better|probe_\w*|label_column|max_eval_samples|validation_split|ddp_\w*|use_cpu|torch_compile\w*"
-    r"|resume_from_checkpoint|ignore_data_skip|restore_callback_states_from_checkpoint|skip_memory_metrics"
-    r"|torch_empty_cache_steps|include_\w*|prediction_loss_only|local_rank|debug|nonfinite|enable_jit_checkpoint"
-    r"|accelerator_config|parallelism_config|fsdp\w*|deepspeed|average_tokens_across_devices|label_names)"
-)
+# What may differ between a run and its continuation; a setting that is not named here must be the same.
+_MAY_DIFFER = {
+    "where results go and under which name": r"output_dir|run_name|project|trackio_\w+|hub_\w+|push_to_hub|report_to",
+    "what is logged and kept": r"logging_\w+|log_\w+|disable_tqdm|save_\w+|skip_memory_metrics|include_\w+|debug",
+    "what is evaluated": r"(do|eval)_\w+|\w+_eval_\w+|prediction_loss_only|validation_split|probe_\w+",
+    "which step's weights are taken at the end": r"load_best_model_at_end|metric_for_best_model|greater_is_better",
+    "how the run goes on": r"resume_from_checkpoint|force_resume|restore_callback_states_from_checkpoint|seeds",
+    "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images",
+    "how a step's images are cut; their number is compared": r"(per_device|global)_(train_)?batch_size"
+    r"|gradient_accumulation_steps|local_rank|ddp_(backend|timeout)|fsdp\w*|deepspeed",
+    "workers, whose samples depend on none of it": r"dataloader_(num_workers|pin_memory|persistent_workers"
+    r"|prefetch_factor|multiprocessing_context)",
+    "the machine; equal up to rounding": r"use_cpu|torch_compile\w*|torch_empty_cache_steps|enable_jit_checkpoint"
+    r"|(activation|gradient)_checkpointing\w*|ddp_(find_unused_parameters|bucket_cap_mb|static_graph)",
+    "what is done with a step that has no finite numbers": r"nonfinite",
+}
+_HARMLESS = re.compile("|".join(_MAY_DIFFER.values()))
+_MAY_GROW = ("max_steps", "num_train_epochs")  # the trainer says what the schedule becomes
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
@@ -110,9 +118,12 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
         logger.warning("%s does not tell its settings (%s): not compared", checkpoint, SETTINGS_FILE)
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
+    untold = sorted(saved.keys() ^ settings.keys())
+    if untold:
+        logger.warning("Not compared, as %s and this version do not both tell them: %s", checkpoint, ", ".join(untold))
     differing = [name for name in settings if name in saved and saved[name] != settings[name]]
     lines = {name: f"{name}: {saved[name]!r} in the checkpoint, {settings[name]!r} now" for name in differing}
-    changing = [line for name, line in lines.items() if not _HARMLESS.fullmatch(name)]
+    changing = [line for name, line in lines.items() if not _may_differ(name, saved[name], settings[name])]
     for line in lines.values():
         logger.warning("Differs from the checkpoint: %s", line)
     if changing and not force:
@@ -120,3 +131,7 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
             f"the settings differ from those of {checkpoint} and would change the result: {'; '.join(changing)}. "
             "Give the same settings, or --force_resume true"
         )
+
+
+def _may_differ(name: str, saved: Any, now: Any) -> bool:
+    return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and now > saved > 0)

@@ -129,6 +129,11 @@ class SampleStream(IterableDataset):
         return cls(readers, transform, skip_bad_images)
 
     @property
+    def content(self) -> str:
+        """What tells these files from others, see `ParquetFiles.fingerprint`."""
+        return self.readers[0].files.fingerprint
+
+    @property
     def epoch(self) -> int:
         """Passes over the data that all readers of this process have completed."""
         return min(position.epoch for position in self.positions)

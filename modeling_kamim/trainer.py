@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 
@@ -70,14 +71,14 @@ class PixelTrainer(Trainer):
 
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.run_settings = run_settings
+        self.run_settings = run_settings and {**run_settings, "train_content": self.train_dataset.content}
         self._batches: list[_Batch] = []  # of the running optimiser step
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
         # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._window = _Window()
-        self._is_saving_aside = False
+        self._is_saving_aside = self._is_replanned = False
         if isinstance(self.train_dataset, SampleDataset):
             self.add_callback(_EpochCallback(self.train_dataset))
 
@@ -93,8 +94,18 @@ class PixelTrainer(Trainer):
         if self.args.should_save:
             begin_run(Path(self.args.output_dir), resume_from_checkpoint)
         self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it, and find no "auto" there
-        if resume_from_checkpoint and self._is_finished(resume_from_checkpoint):
-            return self._take_finished(resume_from_checkpoint)
+        if resume_from_checkpoint:
+            reached = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
+            planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+            if reached.global_step >= planned:  # the stock loop would train one more
+                return self._take_finished(resume_from_checkpoint, reached)
+            self._is_replanned = reached.max_steps != planned
+            if self._is_replanned:
+                logger.warning(
+                    "The run was planned for %d steps and is now for %d: from step %d on the schedule is that of a run "
+                    "of %d steps",
+                    *(reached.max_steps, planned, reached.global_step, planned),
+                )
         self._window = _Window()
         with self._stop.listening():
             try:
@@ -116,17 +127,25 @@ class PixelTrainer(Trainer):
             raise StoppedError(message, status=128 + self._stop.received)
         return result
 
-    def _is_finished(self, checkpoint: str) -> bool:
-        """Whether it has all the steps of this run; the stock loop would train one more."""
-        state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
-        planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-        return state.global_step >= planned
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the stock one; where the run has another length than was planned, with the rates of its own schedule."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._is_replanned:
+            return
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have wrapped it
+        if isinstance(schedule, LambdaLR):
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+            schedule._last_lr = rates
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            logger.warning("The learning rate goes on with %.3g", rates[0])
 
-    def _take_finished(self, checkpoint: str) -> TrainOutput:
+    def _take_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """Take over what a finished run trained, so that what may be missing behind the training can be made."""
         self._load_from_checkpoint(checkpoint)
         self.model.to(self.args.device)
-        self.state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        self.state = state
         self.state.is_local_process_zero = self.is_local_process_zero()
         self.state.is_world_process_zero = self.is_world_process_zero()
         step = self.state.global_step

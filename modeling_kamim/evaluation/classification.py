@@ -33,7 +33,7 @@ from .features import ClassificationHead, FeatureDataset, PooledFeatures, extrac
 from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
 from .metrics import TrainerMetrics, best_classes, classification_metrics
 from .probing import LinearProbe, nearest_neighbours, probe
-from .results import checkpoint_rows, provenance, summarise_seeds, write_results
+from .results import checkpoint_rows, provenance, summarise_seeds, weights_sha256, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +66,8 @@ class Evaluation:
                 f"resume_from_checkpoint is {training_args.resume_from_checkpoint!r}, and each of the --seeds has "
                 "checkpoints of its own; give auto"
             )
+        name = class_args.model_name_or_path
+        self.encoder_sha256 = weights_sha256(Path(name).expanduser()) if name else None
         self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
@@ -180,7 +182,11 @@ class Evaluation:
             compute_metrics=TrainerMetrics(num_classes),
             preprocess_logits_for_metrics=best_classes,
             parameter_groups=groups if class_args.layer_decay < 1 else None,
-            run_settings=run_settings(self.data_args, class_args, args, num_train_images=len(train_dataset)),
+            run_settings=run_settings(
+                *(self.data_args, class_args, args),
+                num_train_images=len(train_dataset),
+                encoder_sha256=self.encoder_sha256,
+            ),
             callbacks=[average] if average else None,
             optimizer_cls_and_kwargs=lars(args) if class_args.protocol == "mae" else None,
         )

@@ -114,10 +114,12 @@ class FeatureDataset(torch.utils.data.Dataset):
     Args:
         features: `(num_images, ...)`, float32.
         labels: `(num_images,)`, int64.
+        content: what tells the images from others; features themselves differ in rounding between machines.
     """
 
     features: torch.Tensor
     labels: torch.Tensor
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -195,4 +197,4 @@ def extract_features(
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
         features.append(pooled.cpu())
         labels.append(classes.cpu())
-    return FeatureDataset(torch.cat(features), torch.cat(labels))
+    return FeatureDataset(torch.cat(features), torch.cat(labels), getattr(dataset, "content", ""))
