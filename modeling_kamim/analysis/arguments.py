@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..arguments import check_positive
 from ..errors import InputError
+from ..limits import check_ranges
 
 RANDOM = "random"
 ANALYSES: dict[str, str] = {
@@ -68,7 +68,7 @@ class AnalysisArguments:
     seed: int = field(default=42, metadata={"help": "Of the drawn images, masks, random weights and t-SNE."})
 
     def __post_init__(self):
-        check_positive(self, "num_images", "batch_size", "dpi")
+        check_ranges(self)
         _check_names("analyses", self.analyses, tuple(ANALYSES))
         _check_names("formats", self.formats, ("png", "pdf", "svg"))
         self.named_models()
