@@ -46,7 +46,7 @@ RANGES: dict[str, Range] = {
     "mask_patch_size": _COUNT,
     "weight_patch_size": _COUNT,
     "mask_ratio": _SHARE,
-    "temperature": Range("a finite number above 0 (the paper uses 0.25)", lambda x: 0 < x < math.inf),
+    "temperature": Range("greater than 0 and finite (the paper uses 0.25)", lambda x: 0 < x < math.inf),
     "crop_min_scale": Range("in (0, 1]", lambda x: 0 < x <= 1),
     "horizontal_flip": Range("a probability, in [0, 1]", lambda x: 0 <= x <= 1),
     "vertical_flip": Range("a probability, in [0, 1]", lambda x: 0 <= x <= 1),

@@ -229,7 +229,7 @@ def check_image_size(config: ViTConfig | SwinConfig) -> None:
     needed, memory = least_memory(config), psutil.virtual_memory().total
     if needed > memory:
         raise InputError(
-            f"image_size is {config.image_size}, with which one image takes at least {needed / 1e9:,.0f} GB in training; "
+            f"image_size is {config.image_size}: training on one image takes at least {needed / 1e9:,.0f} GB, and "
             f"this machine has {memory / 1e9:,.0f} GB: give a smaller image_size"
         )
 
