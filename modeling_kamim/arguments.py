@@ -341,7 +341,8 @@ class ClassificationArguments:
         default="paper",
         metadata={
             "help": "Linear probe: the paper's; with its LayerNorm (Table 5); MAE's (BatchNorm, crop and flip, LARS, "
-            "last block); or on features computed once, several learning rates side by side, with nearest neighbours."
+            "last block, without a last batch that is smaller); or on features computed once, several learning rates "
+            "side by side, with nearest neighbours."
         },
     )
     model_name_or_path: str | None = field(

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViT
 
 from .conversion import check_output_dir, parameter_names
 from .errors import InputError
+from .finite import check_finite_weights
 from .modeling_kamim import SAFE_LOADING, loading_failure, quiet_loading
 from .processor import image_processor
 
@@ -95,6 +96,7 @@ def _load_encoder(name_or_path: str) -> PreTrainedModel:
         raise _cannot_load(name_or_path, error) from error
     if loaded["missing_keys"]:
         raise InputError(f"{name_or_path} lacks parameters of its encoder: {', '.join(sorted(loaded['missing_keys']))}")
+    check_finite_weights(model, name_or_path)
     return model.eval()
 
 

@@ -79,6 +79,7 @@ RANGES: dict[str, Range] = {
     "adam_epsilon": Range("above 0 and at most 1", lambda x: 0 < x <= 1),
     "max_grad_norm": Range("a finite number from 0, where 0 is no clipping", lambda x: 0 <= x < math.inf),
     "label_smoothing_factor": _BELOW_1,
+    "neftune_noise_alpha": Range("a finite number from 0", lambda x: 0 <= x < math.inf),
     # machine
     "seed": _SEED,
     "seeds": _SEED,

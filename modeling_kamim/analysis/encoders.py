@@ -13,6 +13,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..errors import InputError, first_line
 from ..evaluation.features import load_backbone
+from ..finite import check_finite_weights
 from ..modeling_kamim import KamimForMaskedImageModeling, quiet_loading
 from ..processor import image_processor
 from ..transforms import channels_first
@@ -289,6 +290,7 @@ def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
     try:
         with quiet_loading():
             model, info = KamimForMaskedImageModeling.from_pretrained(encoder.checkpoint, output_loading_info=True)
+        check_finite_weights(model, encoder.name)
     except (InputError, OSError, ValueError) as error:
         raise AnalysisRefused(first_line(error)) from error
     if info["missing_keys"]:

@@ -15,6 +15,7 @@ from transformers import (
 from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError, first_line
+from ..finite import check_finite_weights
 from ..modeling_kamim import SAFE_LOADING, build_config, check_image_size, loading_failure, quiet_loading
 from .features import PROBED_BLOCK
 from .finetuning import add_drop_path, resized_state_dict
@@ -114,6 +115,7 @@ def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
         raise InputError(f"the weights of {checkpoint} do not fit: {loading_failure(error)}") from error
     if info["missing_keys"]:
         raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
+    check_finite_weights(loaded, checkpoint)
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)
     read = encoder.state_dict()
     encoder.load_state_dict({key: value for key, value in weights.items() if key in read})

@@ -13,6 +13,7 @@ from ..arguments import ClassificationArguments, DataArguments
 from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..errors import InputError
 from ..figures import comparison_figure
+from ..finite import check_finite_weights
 from ..modeling_kamim import KamimForMaskedImageModeling, loading_failure, quiet_loading
 from ..privacy import public_name
 from ..processor import image_processor
@@ -129,7 +130,7 @@ def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
     """A pretrained model with its decoder.
 
     Raises:
-        InputError: if it cannot be loaded, or holds an encoder alone.
+        InputError: if it cannot be loaded, holds an encoder alone, or weights that are not finite.
     """
     try:
         with quiet_loading():
@@ -138,4 +139,5 @@ def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
         raise InputError(f"cannot load {name!r}: {loading_failure(error)}") from error
     if info["missing_keys"]:
         raise InputError(f"{name} holds no decoder of masked image modelling; reconstructions need one")
+    check_finite_weights(model, name)
     return model

@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageCla
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
+from ..finite import check_finite_weights
 from ..modeling_kamim import SAFE_LOADING, build_config, loading_failure, quiet_loading
 from ..trainer import PixelTrainer
 
@@ -90,7 +91,7 @@ def load_backbone(
         model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
 
     Raises:
-        InputError: if it cannot be loaded.
+        InputError: if it cannot be loaded, or its weights are not finite.
     """
     if name_or_path is None:
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
@@ -102,6 +103,7 @@ def load_backbone(
             model = AutoModel.from_pretrained(name_or_path, **SAFE_LOADING, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+    check_finite_weights(model, name_or_path)
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")
@@ -185,6 +187,9 @@ def extract_features(
         encoder: from normalised pixels to features.
         dataset: without augmentation; its samples hold pixel_values and labels.
         description: shown by the progress bar.
+
+    Raises:
+        InputError: if a feature is not finite.
     """
     encoder = encoder.to(trainer.args.device).eval()
     features, labels = [], []
@@ -196,4 +201,19 @@ def extract_features(
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
         features.append(pooled.cpu())
         labels.append(classes.cpu())
-    return FeatureDataset(torch.cat(features), torch.cat(labels))
+    return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels))
+
+
+def check_finite_features(features: torch.Tensor) -> torch.Tensor:
+    """The features `(num_images, ...)` as they are.
+
+    Raises:
+        InputError: if there is NaN or infinity in them, which every classifier would take for some class.
+    """
+    is_bad = ~torch.isfinite(features).flatten(1).all(dim=1)
+    if is_bad.any():
+        raise InputError(
+            f"the features of {int(is_bad.sum())} of {len(features)} images are NaN or infinite, the first of them "
+            f"image {int(is_bad.nonzero()[0])}; try --precision fp32, and look at the checkpoint"
+        )
+    return features

@@ -19,20 +19,20 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cv2
 import datasets
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
+from ..finite import json_values
 from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
 
 MEASURED = frozenset(
@@ -155,7 +155,7 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
         file: its folder is made.
         results: a result; NumPy's and PyTorch's numbers and arrays are allowed.
     """
-    text = _to_json(_plain(results)) + "\n"
+    text = _to_json(json_values(results)) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     try:
@@ -163,16 +163,6 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _to_json(value: Any, indent: str = "\n") -> str:
@@ -202,7 +192,7 @@ def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str,
     files = {file.resolve(): file for folder in folders for file in sorted(folder.rglob("results.json"))}
     rows = []
     for file in files:
-        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
+        found = result_rows(json_values(json.loads(file.read_text(encoding="utf-8"))))
         is_own = file.parent == checkpoint.resolve()
         rows += [row for row in found if is_own or _origin(row).get("checkpoint_sha256") == weights]
     return [*rows, *_pretraining_rows(checkpoint)]
@@ -213,7 +203,7 @@ def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
     if not (config.is_file() and evaluation.is_file()):
         return []
     kamim = json.loads(config.read_text(encoding="utf-8")).get("kamim") or {}
-    masked_l1 = json.loads(evaluation.read_text(encoding="utf-8")).get("eval_masked_l1")
+    masked_l1 = json_values(json.loads(evaluation.read_text(encoding="utf-8"))).get("eval_masked_l1")
     if masked_l1 is None:
         return []
     return [{"masked_l1": masked_l1, "provenance": {"dataset": public_name(kamim.get("dataset_name") or "unknown")}}]
