@@ -46,6 +46,7 @@ from modeling_kamim.model_card import pretraining_card
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor
+from modeling_kamim.recipe_checks import check_evaluation, check_steps
 from modeling_kamim.resume import find_checkpoint, run_settings
 from modeling_kamim.run_directory import claimed
 from modeling_kamim.stream_reader import take_rows
@@ -103,9 +104,12 @@ def pretrain(
 
     # Data
     images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
+    train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
+    check_evaluation(training_args, validation_images is not None)
+    if not stream:
+        check_steps(training_args, min(len(train_images), data_args.max_train_samples or len(train_images)))
     page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
     page.ask_hub(pretraining_card(page.run, config))
-    train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     image_column = find_image_column(train_images, data_args.image_column)
     weighting = kamim_args.cell_weighting()
     densities = kamim_args.densities() if weighting and kamim_args.keypoint_source == "map" else None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViTConfig
 
-from .conversion import check_output_dir, parameter_names
+from .conversion import check_output_dir, parameter_names, written_whole
 from .errors import InputError
 from .modeling_kamim import load_whole, loading_failure
 from .processor import image_processor
@@ -60,14 +60,15 @@ def export_checkpoint(name_or_path: str, output_dir: Path, file_format: str) -> 
     pixels = torch.randn(2, model.config.num_channels, *_image_size(model.config))
     with torch.no_grad():
         expected = model(pixels).last_hidden_state
-    output_dir.mkdir(parents=True, exist_ok=True)
-    export = _export_timm if file_format == "timm" else _export_onnx
-    file, usage, features = export(model, pixels, output_dir)
-    difference = (features - expected).abs().max().item()
-    if not difference <= TOLERANCE[file_format] * max(1.0, expected.abs().max().item()):
-        raise RuntimeError(f"{file} gives other features than {name_or_path}: they differ by {difference:.1e}")
-    _write_readme(name_or_path, model.config, output_dir, file_format, usage, difference)
-    return Export(file, usage, difference)
+    with written_whole(output_dir) as unfinished:
+        export = _export_timm if file_format == "timm" else _export_onnx
+        file, usage, features = export(model, pixels, unfinished)
+        difference = (features - expected).abs().max().item()
+        if not difference <= TOLERANCE[file_format] * max(1.0, expected.abs().max().item()):
+            raise RuntimeError(f"{file.name} gives other features than {name_or_path}: they differ by {difference:.1e}")
+        text = _readme(name_or_path, output_dir.name, model.config, file_format, usage, difference)
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+    return Export(output_dir / file.name, usage, difference)
 
 
 def _check_installed(packages: tuple[str, ...], extra: str) -> None:
@@ -257,18 +258,18 @@ The features are those of `last_hidden_state`; on random pixels they differed by
 """
 
 
-def _write_readme(
+def _readme(
     name_or_path: str,
+    title: str,
     config: ViTConfig | SwinConfig,
-    output_dir: Path,
     file_format: str,
     usage: str,
     difference: float,
-) -> None:
+) -> str:
     height, width = _image_size(config)
     processor = image_processor(height, name_or_path)
-    text = _README.format(
-        title=output_dir.name,
+    return _README.format(
+        title=title,
         file_format={"timm": "timm", "onnx": "ONNX"}[file_format],
         mean=processor.image_mean,
         std=processor.image_std,
@@ -278,4 +279,3 @@ def _write_readme(
         usage=usage,
         difference=difference,
     )
-    (output_dir / "README.md").write_text(text, encoding="utf-8")

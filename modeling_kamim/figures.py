@@ -179,7 +179,9 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
     }
     series = {
         title: {
-            label: found for key, label in keys.items() if (found := [(e["step"], e[key]) for e in log if key in e])
+            label: found
+            for key, label in keys.items()
+            if (found := [(e["step"], e[key]) for e in log if e.get(key) is not None])
         }
         for title, keys in panels.items()
     }

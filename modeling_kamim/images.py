@@ -44,8 +44,7 @@ class BadImageError(InputError):
     """
 
     def __init__(self, message: str, reason: str = ""):
-        # a worker of a loader hands an error on as the text of its traceback, whose last line is the message
-        super().__init__(message.strip().split("\n")[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+        super().__init__(message)
         self.reason = reason
 
     @property

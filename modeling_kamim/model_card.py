@@ -50,7 +50,7 @@ def pretraining_card(
         log: `trainer.state.log_history`.
         batch_size: images per optimiser step over all devices.
     """
-    losses = [entry for entry in log if "loss" in entry]
+    losses = [entry for entry in log if entry.get("loss") is not None]
     weighting = config.kamim["weighting"]
     return _card(
         "pretrained.md",
@@ -215,7 +215,11 @@ def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:
         return ""
     titles = {"loss": "weighted loss", "masked_l1": "masked L1 (comparable between weightings)"}
     first, last = losses[0], losses[-1]
-    rows = [f"| {title} | {first[key]:.4f} | {last[key]:.4f} |" for key, title in titles.items() if key in first]
+    rows = [
+        f"| {title} | {first[key]:.4f} | {last[key]:.4f} |"
+        for key, title in titles.items()
+        if None not in (first.get(key), last.get(key))
+    ]
     return "\n".join([f"| | step {first['step']} | step {last['step']} |", "|---|---|---|", *rows, ""])
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -27,6 +28,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError, first_line
+from .finite import check_finite_weights
 from .losses import masked_l1
 
 MODEL_SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -221,6 +223,7 @@ def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] 
     unfit = unfit_weights(info, may_be_new)
     if unfit:
         raise InputError(f"{name_or_path} {' and '.join(unfit)}; give a whole checkpoint of a {type(model).__name__}")
+    check_finite_weights(model, name_or_path)
     return model, sorted(info["missing_keys"])
 
 
@@ -268,7 +271,10 @@ def quiet_loading() -> Iterator[None]:
 
 
 def check_image_size(config: ViTConfig | SwinConfig) -> None:
-    """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`."""
+    """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`.
+
+    Also where a single image would take more than this machine's memory.
+    """
     stride = config.encoder_stride if config.model_type == "swin" else config.patch_size
     if config.image_size <= 0 or config.image_size % stride:
         raise InputError(
@@ -282,3 +288,25 @@ def check_image_size(config: ViTConfig | SwinConfig) -> None:
                 f"image_size is {config.image_size}; stages of {sides} tokens a side cannot be cut into windows of "
                 f"{config.window_size}: use a multiple of {unit}"
             )
+    needed, memory = least_memory(config), psutil.virtual_memory().total
+    if needed > memory:
+        raise InputError(
+            f"image_size is {config.image_size}: training on one image takes at least {needed / 1e9:,.0f} GB, and "
+            f"this machine has {memory / 1e9:,.0f} GB: give a smaller image_size"
+        )
+
+
+def least_memory(config: ViTConfig | SwinConfig) -> int:
+    """Bytes that training on one image takes at the least, whatever the precision and the attention.
+
+    Counted are the pixels, 16 values of 16 bits for each channel of a token in each block (of Swin: of the first
+    stage), and the attention map of one head.
+    """
+    tokens = (config.image_size // config.patch_size) ** 2
+    is_swin = config.model_type == "swin"
+    channels, depth = (
+        (config.embed_dim, config.depths[0]) if is_swin else (config.hidden_size, config.num_hidden_layers)
+    )
+    attended = config.window_size**2 if is_swin else tokens
+    pixels = config.num_channels * config.image_size**2
+    return 4 * pixels + 2 * (16 * tokens * channels * depth + tokens * attended)

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError, on_one_line
+from .finite import check_finite_file, json_values
 from .privacy import holds_token, public_settings, without_tokens
 from .run_directory import left_by_others
 
@@ -57,19 +58,21 @@ def published_files(directory: Path) -> dict[str, Path | bytes]:
         From names in the repository to local files, or to contents for texts.
 
     Raises:
-        InputError: if there are no weights, or a text holds an access token.
+        InputError: if there are no weights, if they are not finite, or a text holds an access token.
     """
     files: dict[str, Path | bytes] = {}
     foreign = left_by_others(directory)
     found = {file for pattern in PUBLISHED for file in directory.glob(pattern) if file.name not in foreign}
     for file in sorted(found):
         files[file.name] = file
+        if file.suffix == ".safetensors":
+            check_finite_file(file)
         if file.suffix in (".json", ".md", ".yaml", ".py"):
             text = file.read_text(encoding="utf-8")
             if holds_token(text):
                 raise InputError(f"{file} holds an access token of the Hub; remove it, and revoke the token")
             if file.suffix == ".json":
-                text = json.dumps(public_settings(json.loads(text)), indent=2) + "\n"
+                text = json.dumps(public_settings(json_values(json.loads(text))), indent=2, allow_nan=False) + "\n"
             files[file.name] = text.encode()
     if not any(name.endswith(".safetensors") for name in files):
         raise InputError(f"{directory} holds no model.safetensors; give the output directory of a run, or a checkpoint")

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .finite import json_values
 from .integrity import faults
 from .privacy import public_settings
 from .run_directory import checkpoints, is_own
@@ -99,7 +100,7 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
         settings |= group.to_dict() if is_training else vars(group)
         if is_training:
             settings["images_per_step"] = group.total_batch_size  # type: ignore[attr-defined]
-    return json.loads(json.dumps(public_settings({**settings, **facts}), default=str))
+    return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 
 def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,17 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput
 
 from . import durability
 from .data import SampleDataset
 from .errors import InputError, StoppedError, on_one_line
+from .finite import json_values, model_tensors, nonfinite_names
 from .images import BadImageError
 from .integrity import faults
 from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
+from .recipe_checks import check_steps
 from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
 from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
@@ -60,7 +63,11 @@ class PixelTrainer(Trainer):
     evaluation and saving is left out.
 
     A loss or gradient that is not finite ends the training before the weights take it in; with `args.nonfinite` "skip"
-    the step is left out. `nonfinite_step_N.json` names the images. SIGTERM and Ctrl-C save a checkpoint and end it; so
+    the step is left out. `nonfinite_step_N.json` names the images. Weights that are not finite end it before they are
+    saved; so does a training without a step. In what is logged and saved as metrics None stands for such numbers.
+    Evaluations read all images, whatever `dataloader_drop_last` says.
+
+    SIGTERM and Ctrl-C save a checkpoint and end it; so
     do, in a run of one process, an image that cannot be decoded and a worker of the loader that dies.
 
     Args:
@@ -86,9 +93,13 @@ class PixelTrainer(Trainer):
         """As `Trainer.train`; a checkpoint that has all steps of the run is taken as it is.
 
         Raises:
-            InputError: if the checkpoint was made with other settings, or of another model.
-            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died.
+            InputError: if the checkpoint was made with other settings or of another model, or there are too few images
+                for a step.
+            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died; or
+                if it took no step.
         """
+        if isinstance(self.train_dataset, Sized):
+            check_steps(self.args, len(self.train_dataset))
         if resume_from_checkpoint and self.run_settings is not None:
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
         if self.args.should_save:
@@ -125,6 +136,11 @@ class PixelTrainer(Trainer):
                 f"stopped by signal {self._stop.received} at step {self.state.global_step}. {self._how_to_go_on()}"
             )
             raise StoppedError(message, status=128 + self._stop.received)
+        if not self.state.global_step:
+            raise StoppedError(
+                "the training took no step, and nothing is trained; look at the number of images and steps"
+            )
+        self._check_weights()
         return result
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -158,6 +174,15 @@ class PixelTrainer(Trainer):
         measured = Path(self.args.output_dir) / "train_results.json"
         metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
         return TrainOutput(step, metrics.get("train_loss", math.nan), metrics)
+
+    def _check_weights(self) -> None:
+        """Raise StoppedError, in every process, where a weight is not finite: it must not be saved."""
+        names = nonfinite_names(model_tensors(self.model))
+        if largest_of_processes(len(names), self.args):
+            raise StoppedError(
+                f"step {self.state.global_step}: the weights are NaN or infinite ({', '.join(names[:3])}), and are not "
+                f"saved; try a smaller --learning_rate, --max_grad_norm 1 or --precision fp32. {self._how_to_go_on()}"
+            )
 
     def _save_before_the_end(self) -> None:
         """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
@@ -214,9 +239,10 @@ class PixelTrainer(Trainer):
         rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
         file = Path(self.args.output_dir) / f"nonfinite_step_{step}{rank}.json"
         samples = [[self._sample_name(index) for index in batch.samples] for batch in self._batches]
-        report = {"step": step, "epoch": self.state.epoch, "losses": losses, "gradient_norm": norm, "samples": samples}
+        numbers = {"losses": [f"{loss:g}" for loss in losses], "gradient_norm": f"{norm:g}"}  # JSON has no NaN
+        report = {"step": step, "epoch": self.state.epoch, **numbers, "samples": samples}
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         what = f"step {step}: the loss is {losses} and the gradient's norm {norm:g}; {file} names the images"
         if getattr(self.args, "nonfinite", "raise") == "skip":
             logger.error("%s. The step is left out", what)
@@ -230,6 +256,13 @@ class PixelTrainer(Trainer):
         rows = getattr(self.train_dataset, "rows", None)
         images = [value for value in (rows[index] if rows is not None else {}).values() if isinstance(value, dict)]
         return {"index": index, "path": next((image["path"] for image in images if image.get("path")), None)}
+
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self._window.paused():
@@ -251,6 +284,7 @@ class PixelTrainer(Trainer):
 
     def _save_aside(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and rename it; then publish it, and delete older ones."""
+        self._check_weights()
         output_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -406,7 +440,15 @@ class PixelTrainer(Trainer):
                 self._window.masked_l1 = [self.accelerator.reduce(mean, reduction="mean")]
             logs.update(self._window.summary())
             self._window = _Window()
-        super().log(logs, *args, **kwargs)
+        super().log(json_values(logs), *args, **kwargs)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, json_values(metrics), combined)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_new = super()._determine_best_metric(metrics, trial)
+        self.state.best_metric = json_values(self.state.best_metric)  # the stock one starts at infinity
+        return is_new
 
     # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..arguments import check_positive
 from ..errors import InputError
+from ..limits import check_ranges
 from ..run_directory import check_output_dir
 
 RANDOM = "random"
@@ -70,7 +70,7 @@ class AnalysisArguments:
 
     def __post_init__(self):
         check_output_dir(self.output_dir)
-        check_positive(self, "num_images", "batch_size", "dpi")
+        check_ranges(self)
         _check_names("analyses", self.analyses, tuple(ANALYSES))
         _check_names("formats", self.formats, ("png", "pdf", "svg"))
         self.named_models()

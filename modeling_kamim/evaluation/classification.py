@@ -25,6 +25,7 @@ from ..map_steps import prepare_images
 from ..model_card import classifier_card
 from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..processor import image_processor
+from ..recipe_checks import check_steps
 from ..resume import find_checkpoint, run_settings
 from ..trainer import ClassificationTrainer
 from ..training_arguments import ProbingArguments
@@ -69,6 +70,8 @@ class Evaluation:
         name = class_args.model_name_or_path
         self.encoder_sha256 = weights_sha256(Path(name).expanduser()) if name else None
         self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
+        if class_args.protocol == "mae":
+            _drop_incomplete_batches(training_args)
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
         )
@@ -93,6 +96,8 @@ class Evaluation:
         train = self.images.train
         if self.class_args.low_shot is not None:
             train = low_shot(train, self.images.label_column, self.class_args.low_shot, seed)
+        if not self.is_cached:
+            check_steps(self.training_args, min(len(train), self.data_args.max_train_samples or len(train)))
         train_dataset = self.samples(train, self.data_args.max_train_samples, self.class_args.augmentation, seed)
         eval_dataset = self.samples(self.images.validation, self.data_args.max_eval_samples, "none", seed)
         output_dir = Path(self.training_args.output_dir)
@@ -327,6 +332,16 @@ class Evaluation:
             "chance": 1 / num_classes,
             "image_size": self.image_size,
         }
+
+
+def _drop_incomplete_batches(args: ProbingArguments) -> None:
+    """As MAE's code does: BatchNorm cannot train on a batch of one image, and a small one gives it poor statistics."""
+    if args.per_device_train_batch_size < 2:
+        raise InputError(
+            f"per_device_train_batch_size is {args.per_device_train_batch_size}; protocol mae has a BatchNorm, which "
+            "needs batches of at least 2 images"
+        )
+    args.dataloader_drop_last = True
 
 
 def lars(args: ProbingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:

@@ -90,7 +90,7 @@ def load_backbone(
         model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
 
     Raises:
-        InputError: if it cannot be loaded.
+        InputError: if it cannot be loaded, or its weights are not finite.
     """
     if name_or_path is None:
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
@@ -186,6 +186,9 @@ def extract_features(
         encoder: from normalised pixels to features.
         dataset: without augmentation; its samples hold pixel_values and labels.
         description: shown by the progress bar.
+
+    Raises:
+        InputError: if a feature is not finite.
     """
     encoder = encoder.to(trainer.args.device).eval()
     features, labels = [], []
@@ -197,4 +200,20 @@ def extract_features(
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
         features.append(pooled.cpu())
         labels.append(classes.cpu())
-    return FeatureDataset(torch.cat(features), torch.cat(labels), getattr(dataset, "content", ""))
+    content = getattr(dataset, "content", "")
+    return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels), content)
+
+
+def check_finite_features(features: torch.Tensor) -> torch.Tensor:
+    """The features `(num_images, ...)` as they are.
+
+    Raises:
+        InputError: if there is NaN or infinity in them, which every classifier would take for some class.
+    """
+    is_bad = ~torch.isfinite(features).flatten(1).all(dim=1)
+    if is_bad.any():
+        raise InputError(
+            f"the features of {int(is_bad.sum())} of {len(features)} images are NaN or infinite, the first of them "
+            f"image {int(is_bad.nonzero()[0])}; try --precision fp32, and look at the checkpoint"
+        )
+    return features

@@ -19,14 +19,13 @@ import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cv2
 import datasets
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
@@ -34,6 +33,7 @@ from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
 from ..durability import write_text
+from ..finite import json_values
 from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
 from ..run_directory import left_by_others
 
@@ -157,19 +157,9 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
         file: its folder is made.
         results: a result; NumPy's and PyTorch's numbers and arrays are allowed.
     """
-    text = _to_json(_plain(results)) + "\n"
+    text = _to_json(json_values(results)) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _to_json(value: Any, indent: str = "\n") -> str:
@@ -203,7 +193,7 @@ def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str,
         is_own = file.parent == checkpoint.resolve()
         if is_own and file.name in foreign:
             continue
-        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
+        found = result_rows(json_values(json.loads(file.read_text(encoding="utf-8"))))
         rows += [row for row in found if is_own or _origin(row).get("checkpoint_sha256") == weights]
     return [*rows, *([] if "eval_results.json" in foreign else _pretraining_rows(checkpoint))]
 
@@ -213,7 +203,7 @@ def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
     if not (config.is_file() and evaluation.is_file()):
         return []
     kamim = json.loads(config.read_text(encoding="utf-8")).get("kamim") or {}
-    masked_l1 = json.loads(evaluation.read_text(encoding="utf-8")).get("eval_masked_l1")
+    masked_l1 = json_values(json.loads(evaluation.read_text(encoding="utf-8"))).get("eval_masked_l1")
     if masked_l1 is None:
         return []
     return [{"masked_l1": masked_l1, "provenance": {"dataset": public_name(kamim.get("dataset_name") or "unknown")}}]
