@@ -88,7 +88,9 @@ def main() -> None:
     checkpoint = find_checkpoint(training_args)
 
     # Data
-    images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
+    images = stream or load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
     page.begin(pretraining_card(page.run, config))
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)

@@ -12,6 +12,10 @@ from .views import RandomView
 from .weighting import CellWeighting
 
 STREAM_EVAL_SAMPLES = 1000
+TRUST_HELP = (
+    "Read files outside of the data set's folder, too, and addresses, where its README.md or its rows name them; only "
+    "if you trust whoever wrote these. Without it such a data set is refused."
+)
 
 
 @dataclass
@@ -47,6 +51,7 @@ class DataArguments:
         },
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
         check_positive(self, "max_train_samples", "max_eval_samples", "num_proc")
@@ -166,6 +171,7 @@ class SourceArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes of this machine."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
         check_positive(self, "num_proc")

@@ -1,5 +1,6 @@
 """Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
 
+import contextlib
 import logging
 import math
 import os
@@ -14,11 +15,13 @@ import cv2
 import datasets
 import numpy as np
 import torch
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
 
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
 from .images import UNNAMED, BadImageError, printable
 from .photographs import load_photographs
+from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +31,12 @@ VALIDATION_SPLITS = ("validation", "valid", "val", "test")
 _WILDCARDS = re.compile(r"[*?[]|::")
 
 
-def load_images(name: str | None, config_name: str | None = None) -> datasets.DatasetDict:
+def load_images(
+    name: str | None,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    trust_data_files: bool = False,
+) -> datasets.DatasetDict:
     """Load a data set by what it is.
 
     Args:
@@ -36,8 +44,11 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
             or `train/` and `validation/` of those), a folder of Parquet files or one such file, or a Hub id; None
             for the embedded photographs.
         config_name: configuration of a Hub data set.
+        image_column: column of the images; found where not given.
+        trust_data_files: read files outside of the data set's folder, too, where its texts name them.
 
     Raises:
+        OutsideError: if it names files outside of its folder, and is not trusted.
         InputError: if nothing can be loaded from there.
     """
     if name is None:
@@ -48,13 +59,14 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
         )
         return load_photographs()
     try:
-        loaded = _load(name, config_name)
+        return _load(name, config_name, image_column, trust_data_files)
+    except OutsideError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot load data set {name!r}: {loading_reason(error)}. Give a folder of images, a folder of Parquet "
             "files, a directory saved by `datasets`, or the id of a data set on the Hub"
         ) from error
-    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
 
 
 def loading_reason(error: BaseException) -> str:
@@ -66,12 +78,58 @@ def loading_reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _load(name: str, config_name: str | None) -> datasets.DatasetDict | datasets.Dataset:
-    source = builder_arguments(name, config_name)
+def _load(name: str, config_name: str | None, image_column: str | None, trust: bool) -> datasets.DatasetDict:
     path = Path(name).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(**source)
+        loaded, folders = datasets.load_from_disk(str(path)), folders_of(path)
+        refuse(name, file_findings(_files(loaded), folders), trust)
+    else:
+        builder = open_builder(name, config_name, trust)
+        builder.download_and_prepare()
+        loaded, folders = builder.as_dataset(), readable_folders(builder, path)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
+    columns = []
+    with contextlib.suppress(InputError):  # the caller says that there is none
+        columns = [find_image_column(next(iter(splits.values())), image_column)]
+    rows = [finding for split in splits for finding in row_findings(splits[split].data.table, folders, columns, split)]
+    refuse(name, rows, trust)
+    return splits
+
+
+def _files(saved: datasets.DatasetDict | datasets.Dataset) -> list[str]:
+    splits = saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]
+    return [file["filename"] for rows in splits for file in rows.cache_files]
+
+
+def open_builder(name: str, config_name: str | None, trust_data_files: bool) -> datasets.DatasetBuilder:
+    """The builder of a Parquet file, a folder, or a Hub id, which reads no other data files.
+
+    Raises:
+        OutsideError: if it would, and is not trusted.
+        InputError: for a path where there is nothing, or a folder whose name `datasets` takes for a pattern.
+    """
+    source, path = builder_arguments(name, config_name), Path(name).expanduser()
+    is_local = "name" not in source
+    if is_local and path.is_dir():
+        refuse(name, settings_findings(path), trust_data_files)
+    builder = datasets.load_dataset_builder(**source)
+    files = (str(file) for files in (builder.config.data_files or {}).values() for file in files)
+    allowed = folders_of(path) if is_local else (f"hf://datasets/{name}@",)
+    refuse(name, file_findings(files, allowed), trust_data_files)
+    return builder
+
+
+def readable_folders(builder: datasets.DatasetBuilder, path: Path) -> tuple[str, ...]:
+    """Where the files lie that rows may name: in the data set's folder; of one of the Hub that is images, in the cache.
+
+    Args:
+        builder: of `open_builder`.
+        path: of the data set, if it is a local one.
+    """
+    if path.exists():
+        return folders_of(path)
+    caches = (datasets.config.HF_HUB_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(map(os.path.abspath, caches)) if isinstance(builder, FolderBasedBuilder) else ()
 
 
 def builder_arguments(name: str, config_name: str | None) -> dict[str, Any]:
@@ -171,7 +229,9 @@ def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
     Raises:
         InputError: if nothing can be loaded, or there are no images in it.
     """
-    splits = load_images(source.dataset_name, source.dataset_config_name)
+    splits = load_images(
+        source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files
+    )
     column = find_image_column(next(iter(splits.values())), source.image_column)
     return datasets.DatasetDict({name: keep_encoded(rows, column) for name, rows in splits.items()}), column
 
@@ -242,7 +302,7 @@ def load_labelled_images(
     Raises:
         InputError: if it cannot be loaded, has no labels, or fewer than 2 classes.
     """
-    images = load_images(args.dataset_name, args.dataset_config_name)
+    images = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     train, validation = choose_splits(images, args.train_split, args.validation_split)
     image_column = find_image_column(train, args.image_column)
     label_column = find_label_column(train, label_column)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..arguments import check_positive
+from ..arguments import TRUST_HELP, check_positive
 from ..errors import InputError
 
 RANDOM = "random"
@@ -54,6 +54,7 @@ class AnalysisArguments:
         default="raise",
         metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out."},
     )
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
     num_images: int = field(default=256, metadata={"help": "Images behind the numbers, drawn at random."})
     batch_size: int = field(default=16, metadata={"help": "Images at a time; the numbers do not depend on it."})
     random_reference: bool = field(

@@ -88,7 +88,7 @@ def load_analysis_images(args: AnalysisArguments) -> tuple[AnalysisImages, list[
     Raises:
         InputError: if they cannot be loaded, or a named split or column is absent.
     """
-    loaded = load_images(args.dataset_name, args.dataset_config_name)
+    loaded = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     first = args.split or ("train" if "train" in loaded else next(iter(loaded)))
     train, validation = choose_splits(loaded, first)
     rows = train if args.split or validation is None else validation

@@ -60,7 +60,9 @@ def compare_reconstructions(
 
 def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
     """Validation images, or training images where there are none, and the name of their column."""
-    splits = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    splits = load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     train, validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
     images = validation if validation is not None else train
     column = find_image_column(images, data_args.image_column)
