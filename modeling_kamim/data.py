@@ -16,6 +16,7 @@ import datasets
 import numpy as np
 import torch
 from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
@@ -128,7 +129,7 @@ def readable_folders(builder: datasets.DatasetBuilder, path: Path) -> tuple[str,
     """
     if path.exists():
         return folders_of(path)
-    caches = (datasets.config.HF_HUB_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    caches = (HF_HUB_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
     return tuple(map(os.path.abspath, caches)) if isinstance(builder, FolderBasedBuilder) else ()
 
 

@@ -3,13 +3,17 @@
 import io
 import json
 import os
+import re
+import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from awkward_images import photograph
+from huggingface_hub import HfApi
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +24,9 @@ from modeling_kamim.data import keep_encoded, load_images
 from modeling_kamim.errors import InputError
 from modeling_kamim.parquet_files import load_parquet
 from modeling_kamim.trust import OutsideError, folders_of, is_inside, row_findings
+
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +246,34 @@ def test_what_counts_as_inside_is_where_the_system_would_read(tmp_path_factory, 
         assert real == str(folder) or real.startswith(f"{folder}/")
     if "link" not in parts:
         assert is_inside(path, folders_of(folder)) == (real == str(folder) or real.startswith(f"{folder}/"))
+
+
+LOAD_FROM_THE_HUB = """
+import sys
+from modeling_kamim.data import keep_encoded, load_images
+from modeling_kamim.errors import InputError
+
+for name in sys.argv[1:]:
+    try:
+        rows = keep_encoded(load_images(name)["train"], "image")
+        print(name, "read", sum(open(image["path"], "rb").read()[:4] == b"\\x89PNG" for image in rows["image"]))
+    except InputError as error:
+        print(name, type(error).__name__, error)
+"""
+
+
+def test_data_sets_of_the_hub_read_no_file_of_this_machine(hub, tmp_path, folder, secret):
+    api = HfApi(endpoint=hub.endpoint, token=hub.token)
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {secret}\n---\n"
+    write_parquet(tmp_path / "rows" / "rows.parquet", [secret])
+    for name, files in {"user/good": folder, "user/rows": tmp_path / "rows", "user/card": folder}.items():
+        api.create_repo(name, repo_type="dataset")
+        api.upload_folder(repo_id=name, repo_type="dataset", folder_path=files)
+    api.upload_file(path_or_fileobj=card.encode(), path_in_repo="README.md", repo_id="user/card", repo_type="dataset")
+    command = [sys.executable, "-c", LOAD_FROM_THE_HUB, "user/good", "user/rows", "user/card"]
+    done = subprocess.run(command, env=hub.environment(), cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    good, rows, listed = done.stdout.splitlines()
+    assert good == "user/good read 2"
+    assert rows.startswith("user/rows OutsideError") and str(secret) in rows
+    assert re.match("user/card (Outside|Input)Error", listed)
