@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .errors import InputError, on_one_line
+from .images import printable
 from .privacy import public_settings, without_tokens
 
 
@@ -60,14 +62,17 @@ def parse(
 
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
-_NOT_OF_THE_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "num_proc", "report_to", "disable_tqdm")
+_NOT_OF_THE_RUN = re.compile(
+    r"output_dir|push_to_hub|resume_from_checkpoint|num_proc|report_to|disable_tqdm|run_name|project|(hub|trackio)_\w*"
+)
 
 
 def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
     """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
 
-    Local paths become "local:" and their last part. What names a place instead of the training (output_dir, what
-    begins with hub_, ...) is left out. The first line is a comment with the command.
+    Local paths become "local:" and their last part, addresses lose user, password and query. What names a place instead
+    of the training (output_dir, run_name, what begins with hub_, ...) is left out. The first lines are a comment with the
+    command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_types, allow_abbrev=False)
@@ -75,14 +80,13 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
-    settings = {
-        key: value for key, value in vars(given).items() if key not in _NOT_OF_THE_RUN and not key.startswith("hub_")
-    }
+    settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
     typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
     options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
     command = " ".join(["python", Path(sys.argv[0]).name, *([_public_file(argv[0])] if has_file else []), *options])
     body = yaml.safe_dump(public_settings(settings), sort_keys=False) if settings else ""
-    return f"# {without_tokens(command)}\n{without_tokens(body)}"
+    comment = "".join(f"# {printable(line)}\n" for line in without_tokens(command).splitlines())
+    return f"{comment}{without_tokens(body)}"
 
 
 def _as_typed(value: Any) -> str:

@@ -182,6 +182,7 @@ def _card(template: str, run: Run, metadata: ModelCardData, **values: Any) -> Mo
         title=run.title,
         dataset=_name(run.dataset, "data set"),
         settings=run.settings.strip(),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", run.settings)), default=0)),
         version=__version__,
         **values,
     )

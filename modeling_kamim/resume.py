@@ -24,7 +24,7 @@ _HARMLESS = re.compile(
     r"|per_device_\w*|gradient_accumulation_steps|dataloader_\w*|logging_\w*|log_\w*|eval_\w*|save_\w*|hub_\w*|push_\w*"
     r"|report_to|project|trackio_\w*|run_name|disable_tqdm|do_\w*|load_best_model_at_end|metric_for_best_model"
     r"|greater_is_better|probe_\w*|label_column|max_eval_samples|validation_split|ddp_\w*|use_cpu|torch_compile\w*"
-    r"|resume_from_checkpoint|ignore_data_skip|restore_callback_states_from_checkpoint|skip_memory_metrics"
+    r"|trust_data_files|resume_from_checkpoint|ignore_data_skip|restore_callback_states_from_checkpoint|skip_memory_metrics"
     r"|torch_empty_cache_steps|include_\w*|prediction_loss_only|local_rank|debug|nonfinite|enable_jit_checkpoint"
     r"|accelerator_config|parallelism_config|fsdp\w*|deepspeed|average_tokens_across_devices|label_names)"
 )
