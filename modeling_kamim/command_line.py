@@ -71,8 +71,7 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
     """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
 
     Local paths become "local:" and their last part, addresses lose user, password and query. What names a place instead
-    of the training (output_dir, run_name, what begins with hub_, ...) is left out. The first lines are a comment with the
-    command.
+    of the training (output_dir, run_name, what begins with hub_, ...) is left out. A comment with the command is first.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_types, allow_abbrev=False)

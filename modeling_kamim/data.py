@@ -230,9 +230,7 @@ def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
     Raises:
         InputError: if nothing can be loaded, or there are no images in it.
     """
-    splits = load_images(
-        source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files
-    )
+    splits = load_images(source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files)
     column = find_image_column(next(iter(splits.values())), source.image_column)
     return datasets.DatasetDict({name: keep_encoded(rows, column) for name, rows in splits.items()}), column
 

@@ -12,8 +12,8 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
 _LOCAL_PATH = re.compile(r"[/\\]|~(?:[/\\A-Za-z_]|$)|[A-Za-z]:[/\\]|\.\.[/\\]")
 _WORD = r"[^\s\"'`,;<>|()\[\]{}]"
-# An address; or a path in a text, which is absolute, of a home, of a drive, or has ".." in it, and may have blanks before
-# a further slash. Fractions, Hub ids and relative paths are none.
+# An address; or a path in a text: absolute, of a home, of a drive, or with ".." in it. It may have blanks before another
+# slash. Fractions, Hub ids and relative paths are none.
 _PRIVATE = re.compile(
     rf"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<address>[^\s"'<>`]*)
     |(?<![\w./\\)\]}}<*~-])(?P<path>

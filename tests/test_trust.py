@@ -25,7 +25,6 @@ from modeling_kamim.errors import InputError
 from modeling_kamim.parquet_files import load_parquet
 from modeling_kamim.trust import OutsideError, folders_of, is_inside, row_findings
 
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -82,7 +81,9 @@ def load(name, trust=False):
     return load_images(str(name), trust_data_files=trust)
 
 
-@pytest.mark.parametrize("form", ["{secret}", "{data}/../private/secret.png", "../private/secret.png", "file://{secret}"])
+@pytest.mark.parametrize(
+    "form", ["{secret}", "{data}/../private/secret.png", "../private/secret.png", "file://{secret}"]
+)
 def test_a_row_that_names_a_file_elsewhere_is_refused_with_its_number(monkeypatch, tmp_path, secret, form):
     name = form.format(secret=secret, data=tmp_path / "data")
     file = write_parquet(tmp_path / "data" / "rows.parquet", ["missing.png", name])
@@ -212,7 +213,16 @@ def test_a_link_to_the_folder_itself_is_no_way_out(monkeypatch, tmp_path, folder
 def test_scripts_refuse_before_they_write(monkeypatch, tmp_path, secret, capsys):
     data = write_parquet(tmp_path / "data" / "rows.parquet", [secret]).parent
     out = tmp_path / "out"
-    training = ["run_mim.py", "--dataset_name", str(data), "--output_dir", str(out), "--use_cpu", "--model_size", "tiny"]
+    training = [
+        "run_mim.py",
+        "--dataset_name",
+        str(data),
+        "--output_dir",
+        str(out),
+        "--use_cpu",
+        "--model_size",
+        "tiny",
+    ]
     stream = [*training, "--streaming", "--max_steps", "1", "--weighting", "none"]
     for main, words in (
         (run_mim.main, training),

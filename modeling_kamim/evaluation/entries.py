@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..markup import MISSING
 from .features import PROBED_BLOCK
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
 from .results import AVERAGED, MEASURED
-from .tables import MISSING
 
 Item = TypeVar("Item")
 

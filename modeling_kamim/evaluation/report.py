@@ -2,19 +2,21 @@
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from ..figures import depth_figure
+from ..figures import depth_figure, save_figure
+from ..markup import MISSING, markdown
 from .entries import Entry, grouped, is_number, natural_order
 from .paper_layouts import LAYOUTS
 from .results import AVERAGED, result_rows, summarise_seeds
-from .tables import MISSING, Cell, Table, markdown
+from .tables import Cell, Table
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +47,13 @@ class Report:
         rows: of `summarise_seeds`, in the order of the first table.
         tables: all results, accuracy by depth, then the layouts of the paper for which there are results.
         notes: what a reader has to know, without markup.
-        figures: accuracy by depth, by file name.
+        figures: what draws accuracy by depth, by file name.
     """
 
     rows: list[dict[str, Any]]
     tables: list[Table]
     notes: list[str]
-    figures: dict[str, Figure]
+    figures: dict[str, Callable[[], Figure]]
 
     def to_markdown(self) -> str:
         pictures = (f"![accuracy by depth]({name})\n" for name in self.figures)
@@ -77,7 +79,7 @@ def build_report(paths: Iterable[str | Path]) -> Report:
     layouts = [table for layout in LAYOUTS for table in layout.tables(entries)]
     probed = _probed_by_depth(entries)
     by_depth = [_depth_table(data, runs) for data, runs in probed.items()]
-    figures = {f"depth_{number}.png": _depth_figure(runs) for number, runs in enumerate(probed.values(), 1)}
+    figures = {f"depth_{number}.png": partial(_depth_figure, runs) for number, runs in enumerate(probed.values(), 1)}
     main = _main_table(_without_inner_layers(entries, probed))
     legends = [LEGEND, *([DEPTH_LEGEND] if by_depth else []), *([LAYOUT_LEGEND] if layouts else [])]
     notes = [*legends, *_fingerprint_notes(entries)]
@@ -87,10 +89,10 @@ def build_report(paths: Iterable[str | Path]) -> Report:
 def write_report(report: Report, output_dir: Path) -> None:
     """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
     output_dir.mkdir(parents=True, exist_ok=True)
+    figures = {name: draw for name, draw in report.figures.items() if save_figure(draw, output_dir / name)}
+    report = replace(report, figures=figures)
     (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
     (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
-    for name, figure in report.figures.items():
-        figure.savefig(output_dir / name, dpi=100)
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
