@@ -1,5 +1,6 @@
 """Pictures of what a model does."""
 
+import contextlib
 import io
 import logging
 import warnings
@@ -31,8 +32,7 @@ COLUMNS = ("original", "masked", "reconstruction", "weights")
 def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:
     """Draw a figure and write it into files, whose suffixes tell the formats.
 
-    A picture is never worth the results of a run: one that fails is named in the log, and an earlier one in its place is
-    removed.
+    No picture is worth the results of a run: one that fails is named in the log, and an earlier one is removed.
 
     Returns:
         Whether it was written.
@@ -47,8 +47,9 @@ def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> boo
                 file.write_bytes(picture.getvalue())
     except Exception as error:  # whatever matplotlib, the images in it or the disk raise
         logger.warning("%s could not be drawn, and is left out: %s", files[0].name, first_line(error))
-        for file in files:
-            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
         return False
     return True
 

@@ -7,13 +7,15 @@ from typing import Any
 
 from huggingface_hub import get_token
 
+from .images import printable
+
 EMBEDDED_PHOTOGRAPHS = "embedded photographs"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
 _LOCAL_PATH = re.compile(r"[/\\]|~(?:[/\\A-Za-z_]|$)|[A-Za-z]:[/\\]|\.\.[/\\]")
 _WORD = r"[^\s\"'`,;<>|()\[\]{}]"
-# An address; or a path in a text: absolute, of a home, of a drive, or with ".." in it. It may have blanks before another
-# slash. Fractions, Hub ids and relative paths are none.
+# An address; or a path in a text: absolute, of a home, of a drive, or with ".." in it. Blanks may be in it before
+# a slash. Fractions, Hub ids and relative paths are none.
 _PRIVATE = re.compile(
     rf"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<address>[^\s"'<>`]*)
     |(?<![\w./\\)\]}}<*~-])(?P<path>
@@ -38,7 +40,7 @@ def public_name(name: str) -> str:
     *parents, folder = [part for part in re.split(r"[/\\]", path) if part] or [""]
     is_users = parents in (["home"], ["Users"]) or re.search(r"/[A-Za-z]:/Users$", "/" + "/".join(parents))
     is_home = is_users or path == os.path.expanduser("~") or folder.startswith("~")
-    return f"local:{'home' if is_home else folder}"
+    return f"local:{'home' if is_home else printable(folder)}"
 
 
 def public_text(text: str) -> str:

@@ -1,6 +1,5 @@
 """Tables of all results below some folders, as Markdown and LaTeX, also in the layouts of the paper's tables."""
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..figures import depth_figure, save_figure
 from ..markup import MISSING, markdown
-from .entries import Entry, grouped, is_number, natural_order
+from .entries import Entry, grouped, natural_order
 from .paper_layouts import LAYOUTS
-from .results import AVERAGED, result_rows, summarise_seeds
+from .results import read_results, summarise_seeds
 from .tables import Cell, Table
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ class Report:
     rows: list[dict[str, Any]]
     tables: list[Table]
     notes: list[str]
-    figures: dict[str, Callable[[], Figure]]
+    figures: Mapping[str, Callable[[], Figure]]
 
     def to_markdown(self) -> str:
         pictures = (f"![accuracy by depth]({name})\n" for name in self.figures)
@@ -106,28 +105,12 @@ def _find(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results.json, without classes and confusion; what is no result is left out with a warning.
+    """The accuracies of a results.json, without classes and confusion.
 
-    Scores of reconstructions are left out without one: they are results, but not of these tables.
+    Scores of reconstructions are left out: they are results, but not of these tables.
     """
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        rows = result_rows(results)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s is left out, it is unreadable or no result: %s", file, error)
-        return []
-    rows = [row for row in rows if row.get("mode") != "reconstruction"]
-    kept = [row for row in rows if _is_result(row)]
-    if len(kept) < len(rows):
-        reason = "they need protocol, top1 in [0, 1] and provenance"
-        logger.warning("%s: %d of %d results are left out: %s", file, len(rows) - len(kept), len(rows), reason)
-    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in kept]
-
-
-def _is_result(row: dict[str, Any]) -> bool:
-    is_measured = all(row.get(name) is None or is_number(row[name]) for name in AVERAGED)
-    is_described = isinstance(row.get("protocol"), str) and isinstance(row.get("provenance"), dict)
-    return is_measured and is_described and row.get("top1") is not None and 0 <= row["top1"] <= 1
+    rows = [row for row in read_results(file) if "top1" in row]
+    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in rows]
 
 
 def _main_table(entries: Sequence[Entry]) -> Table:
