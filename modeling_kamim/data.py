@@ -21,6 +21,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
 from .images import UNNAMED, BadImageError, printable
+from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
 
@@ -191,7 +192,7 @@ def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> s
 def _find_column(
     dataset: datasets.Dataset, column: str | None, argument: str, feature_type: type, usual_names: tuple[str, ...]
 ) -> str:
-    columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
+    columns = ", ".join(f"{key} ({describe(feature)})" for key, feature in dataset.features.items())
     if column is not None:
         if column not in dataset.features:
             raise InputError(f"there is no column {column!r} for --{argument}; the data set has: {columns}")
@@ -205,10 +206,6 @@ def _find_column(
     raise InputError(f"cannot tell which column is the {argument}; name it with --{argument}. Columns: {columns}")
 
 
-def _describe(feature: Any) -> str:
-    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-
-
 def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
     """Hand out images as bytes or paths, so that decoding happens once, in this package's decoder.
 
@@ -218,7 +215,7 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
     try:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
-        kind = _describe(dataset.features[image_column])
+        kind = describe(dataset.features[image_column])
         raise InputError(
             f"column {image_column!r} holds {kind}, not images; name another with --image_column"
         ) from error
@@ -244,11 +241,10 @@ def encode_labels(
         classes: of the training split, for another split of the same data.
 
     Raises:
-        InputError: if another split has a label that `classes` lacks, or hides its labels (-1).
+        InputError: if a label is missing or no class, or another split has one that `classes` lacks.
     """
+    check_labels(dataset, label_column)
     feature = dataset.features[label_column]
-    if isinstance(feature, datasets.ClassLabel) and min(dataset[label_column]) < 0:
-        raise InputError("a split has images without a label (-1); name another with --validation_split")
     if isinstance(feature, datasets.ClassLabel) and (classes is None or classes.names == feature.names):
         return dataset
     if classes is None:
@@ -304,7 +300,11 @@ def load_labelled_images(
     images = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     train, validation = choose_splits(images, args.train_split, args.validation_split)
     image_column = find_image_column(train, args.image_column)
-    label_column = find_label_column(train, label_column)
+    try:
+        label_column = find_label_column(train, label_column)
+    except InputError as error:
+        raise InputError(f"{error}{uneven_folders(images.values(), image_column)}") from None
+    check_class_folders(train, image_column, label_column)
     train = encode_labels(train, label_column)
     classes = train.features[label_column]
     if classes.num_classes < 2:
