@@ -8,11 +8,13 @@ python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/ima
 import dataclasses
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import cv2
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from transformers import set_seed
 
@@ -40,7 +42,7 @@ from modeling_kamim.data import (
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.online_probe import OnlineProbe
 from modeling_kamim.evaluation.results import checkpoint_rows
-from modeling_kamim.figures import curves_figure, reconstruction_figure
+from modeling_kamim.figures import curves_figure, reconstruction_figure, save_figure
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.model_card import pretraining_card
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
@@ -103,7 +105,9 @@ def pretrain(
     checkpoint = find_checkpoint(training_args)
 
     # Data
-    images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
+    images = stream or load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
     check_evaluation(training_args, validation_images is not None)
     if not stream:
@@ -193,8 +197,8 @@ def pretrain(
         log = trainer.state.log_history
         if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
             model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(training_args.device)
-        draw_reconstructions(model, shown, trainer, output_dir / "reconstructions.png")
-        curves_figure(log).savefig(output_dir / "training_curves.png", dpi=100)
+        save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
+        save_figure(partial(curves_figure, log), output_dir / "training_curves.png")
         card = pretraining_card(page.run, config, log, training_args.total_batch_size)
         page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
@@ -238,15 +242,15 @@ def describe_run(
 
 @torch.no_grad()
 def draw_reconstructions(
-    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer, file: Path
-) -> None:
+    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
+) -> Figure:
     rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
     batch = trainer._prepare_inputs(default_collate([dataset[row] for row in rows]))
     model.eval()
     reconstruction = model(**batch).reconstruction
     side = model.config.image_size // model.config.patch_size
     weights = batch.get("keypoint_weights", torch.ones(len(rows), 1, 1))
-    figure = reconstruction_figure(
+    return reconstruction_figure(
         batch["pixel_values"].cpu(),
         batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
         reconstruction.cpu(),
@@ -254,7 +258,6 @@ def draw_reconstructions(
         trainer.processing_class.image_mean,
         trainer.processing_class.image_std,
     )
-    figure.savefig(file, dpi=80)
 
 
 if __name__ == "__main__":

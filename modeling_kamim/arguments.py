@@ -17,6 +17,10 @@ from .views import RandomView
 from .weighting import CellWeighting
 
 STREAM_EVAL_SAMPLES = 1000
+TRUST_HELP = (
+    "Read files outside of the data set's folder, too, and addresses, where its README.md or its rows name them; only "
+    "if you trust whoever wrote these. Without it such a data set is refused."
+)
 
 
 @dataclass
@@ -52,6 +56,7 @@ class DataArguments:
         },
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
         check_ranges(self)
@@ -178,6 +183,7 @@ class SourceArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes of this machine."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
         check_ranges(self)

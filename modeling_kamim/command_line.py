@@ -4,6 +4,7 @@ import argparse
 import datetime
 import difflib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -61,7 +62,9 @@ def parse(
 
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
-_NOT_OF_THE_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "num_proc", "report_to", "disable_tqdm")
+_NOT_OF_THE_RUN = re.compile(
+    r"output_dir|push_to_hub|resume_from_checkpoint|num_proc|report_to|disable_tqdm|run_name|project|(hub|trackio)_\w*"
+)
 
 
 def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
@@ -77,9 +80,7 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
-    settings = {
-        key: value for key, value in vars(given).items() if key not in _NOT_OF_THE_RUN and not key.startswith("hub_")
-    }
+    settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
     typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
     options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
     command = " ".join(

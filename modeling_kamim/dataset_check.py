@@ -50,6 +50,8 @@ class DatasetCheck:
         num_bytes: of the files.
         not_read: suffix to number of files in the folder that are not taken for images.
         seconds: that the check took.
+        outside: lines on what names files outside of the data set's folder; the images are then not checked.
+        links: lines on links that lead out of it.
     """
 
     num_images: dict[str, int] = field(default_factory=dict)
@@ -62,6 +64,8 @@ class DatasetCheck:
     num_bytes: list[int] = field(default_factory=list)
     not_read: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    outside: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     @property
     def num_bad(self) -> int:
@@ -69,11 +73,14 @@ class DatasetCheck:
         return sum(map(len, self.bad.values()))
 
     def bad_images(self) -> str:
-        """A line for each bad image."""
-        return "".join(f"{line}\n" for lines in self.bad.values() for line in lines)
+        """A line for each bad image, or for each file outside of the folder."""
+        return "".join(f"{line}\n" for lines in (*self.bad.values(), self.outside) for line in lines)
 
     def report(self) -> str:
         """What was found, to be read."""
+        if self.outside:
+            lines = _groups({"would be read outside of the data set's folder": self.outside})
+            return "\n".join([*lines, "No image was read. If you trust these entries, pass --trust_data_files true."])
         total = sum(self.num_images.values())
         splits = ", ".join(f"{split} {count:,}" for split, count in self.num_images.items())
         speed = total / max(self.seconds, 1e-9)
@@ -84,6 +91,7 @@ class DatasetCheck:
             lines.append("All can be decoded.")
         if self.unusual:
             lines += ["Unusual, but they train:", *_groups(self.unusual)]
+        lines += _groups({"are read through links out of the folder": self.links} if self.links else {})
         lines += _groups({"have the same bytes as an image of another split": self.shared} if self.shared else {})
         lines += _groups({"have the same bytes as an earlier image": self.copies} if self.copies else {})
         if self.short_sides:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from random import Random
 
 import datasets
@@ -13,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
-from .data import builder_arguments, loading_reason
+from .data import loading_reason, open_builder, readable_folders
 from .density import DensityDetector, density_label
 from .errors import InputError, first_line
+from .trust import OutsideError, refuse, row_findings
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +27,9 @@ _FINGERPRINT_FILES = 16
 class _OpenFile:
     """A Parquet file: its schema, its row groups."""
 
-    def __init__(self, file: str):
+    def __init__(self, file: str, folders: Sequence[str] | None = None):
         self.file = file
+        self.folders = folders
         with _reading(file):
             self._parquet = pq.ParquetFile(xopen(file, "rb"), pre_buffer=False)
             metadata = self._parquet.metadata
@@ -49,7 +52,11 @@ class _OpenFile:
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with _reading(self.file):
-            return self._parquet.read_row_group(group, columns=list(columns), use_threads=False)
+            table = self._parquet.read_row_group(group, columns=list(columns), use_threads=False)
+        if self.folders is not None:
+            place = f"row group {group} of {self.file}"
+            refuse(self.file, row_findings(table, self.folders, columns, place), trust_data_files=False)
+        return table
 
 
 @contextmanager
@@ -70,10 +77,12 @@ class ParquetFiles:
     Args:
         files: paths, or addresses `hf://datasets/...` of the Hub, sorted.
         features: of their rows.
+        folders: where images may lie that the rows name instead of holding them; None for anywhere.
     """
 
     files: tuple[str, ...]
     features: datasets.Features
+    folders: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -83,8 +92,9 @@ class ParquetFiles:
 
         Raises:
             InputError: if it cannot be read.
+            OutsideError: when rows are read that name files outside of `folders`.
         """
-        return _OpenFile(self.files[number])
+        return _OpenFile(self.files[number], self.folders)
 
     @property
     def fingerprint(self) -> str:
@@ -105,20 +115,26 @@ class ParquetFiles:
         return found == densities.label
 
 
-def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, ParquetFiles]:
+def load_parquet(
+    name: str | None, config_name: str | None = None, trust_data_files: bool = False
+) -> dict[str, ParquetFiles]:
     """The splits of a data set of Parquet files.
 
     Args:
         name: a Parquet file, a folder of them, or a Hub id.
         config_name: configuration of a Hub data set.
+        trust_data_files: read files outside of the data set's folder, too, where its texts name them.
 
     Raises:
+        OutsideError: if it names data files outside of its folder, and is not trusted.
         InputError: if there is no such data set, or it is not made of Parquet files.
     """
     if name is None:
         raise InputError("--streaming needs --dataset_name: a Parquet file, a folder of them, or the id of a data set")
     try:
-        builder = datasets.load_dataset_builder(**builder_arguments(name, config_name))
+        builder = open_builder(name, config_name, trust_data_files)
+    except OutsideError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot stream data set {name!r}: {loading_reason(error)}. Give a Parquet file, a folder of Parquet "
@@ -132,7 +148,8 @@ def load_parquet(name: str | None, config_name: str | None = None) -> dict[str, 
             "as Parquet with prepare_dataset.py, or leave out --streaming"
         )
     features = builder.info.features or datasets.Features.from_arrow_schema(_OpenFile(_any(splits)).schema)
-    return {split: ParquetFiles(files, features) for split, files in splits.items()}
+    folders = None if trust_data_files else readable_folders(builder, Path(name).expanduser())
+    return {split: ParquetFiles(files, features, folders) for split, files in splits.items()}
 
 
 def _any(splits: Mapping[str, tuple[str, ...]]) -> str:

@@ -25,7 +25,8 @@ _MAY_DIFFER = {
     "what is evaluated": r"(do|eval)_\w+|\w+_eval_\w+|prediction_loss_only|validation_split|probe_\w+",
     "which step's weights are taken at the end": r"load_best_model_at_end|metric_for_best_model|greater_is_better",
     "how the run goes on": r"resume_from_checkpoint|force_resume|restore_callback_states_from_checkpoint|seeds",
-    "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images",
+    "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images"
+    r"|trust_data_files",
     "how a step's images are cut; their number is compared": r"(per_device|global)_(train_)?batch_size"
     r"|gradient_accumulation_steps|local_rank|ddp_(backend|timeout)|fsdp\w*|deepspeed",
     "workers, whose samples depend on none of it": r"dataloader_(num_workers|pin_memory|persistent_workers"

@@ -45,7 +45,7 @@ def open_stream(
         InputError: if a setting has no meaning for a stream, or the data set cannot be streamed.
     """
     _check_settings(data_args, probe_args, training_args)
-    splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name)
+    splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name, data_args.trust_data_files)
     train, _ = choose_splits(splits, data_args.train_split, data_args.validation_split)
     needs_densities = kamim_args.weighting != "none" and kamim_args.keypoint_source == "map"
     if needs_densities and not train.has_densities(kamim_args.densities()):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ..arguments import TRUST_HELP
 from ..errors import InputError
 from ..limits import check_ranges
 from ..run_directory import check_output_dir
@@ -55,6 +56,7 @@ class AnalysisArguments:
         default="raise",
         metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out."},
     )
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
     num_images: int = field(default=256, metadata={"help": "Images behind the numbers, drawn at random."})
     batch_size: int = field(default=16, metadata={"help": "Images at a time; the numbers do not depend on it."})
     random_reference: bool = field(

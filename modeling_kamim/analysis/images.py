@@ -10,6 +10,7 @@ from ..data import choose_splits, encode_labels, find_image_column, find_label_c
 from ..data import subsample as draw
 from ..errors import InputError
 from ..images import decode_image
+from ..labels import check_labels
 from ..map_steps import prepare_images
 from .arguments import AnalysisArguments
 from .encoders import AnalysisRefused
@@ -88,32 +89,35 @@ def load_analysis_images(args: AnalysisArguments) -> tuple[AnalysisImages, list[
     Raises:
         InputError: if they cannot be loaded, or a named split or column is absent.
     """
-    loaded = load_images(args.dataset_name, args.dataset_config_name)
+    loaded = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     first = args.split or ("train" if "train" in loaded else next(iter(loaded)))
     train, validation = choose_splits(loaded, first)
     rows = train if args.split or validation is None else validation
     column = find_image_column(rows, args.image_column)
     classes = _find_classes(rows, args.label_column)
-    if classes is not None and _least_label(rows, classes) >= 0:
+    if classes is not None and not _hides_labels(rows, classes):
         rows = encode_labels(rows, classes)
     rows = keep_encoded(draw(rows, args.num_images, args.seed), column)
     rows, bad = prepare_images(rows, column, skip_bad_images=args.bad_images == "skip")
     names = None
     if classes is not None and isinstance(rows.features[classes], datasets.ClassLabel):
         feature = rows.features[classes]
-        names = [feature.names[label] if label >= 0 else "unknown" for label in rows[classes]]
+        names = ["unknown" if label in (None, -1) else feature.int2str(label) for label in rows[classes]]
     return AnalysisImages(rows.select_columns([column]), column, names, str(rows.split or first)), bad
 
 
 def _find_classes(rows: datasets.Dataset, column: str | None) -> str | None:
     try:
-        return find_label_column(rows, column)
+        found = find_label_column(rows, column)
+        if not _hides_labels(rows, found):
+            check_labels(rows, found)
+        return found
     except InputError:
         if column is not None:
             raise
         return None
 
 
-def _least_label(rows: datasets.Dataset, column: str) -> int:
-    """Smallest label of a `ClassLabel` column, -1 where labels are hidden; 0 for labels of another type."""
-    return min(rows[column]) if isinstance(rows.features[column], datasets.ClassLabel) else 0
+def _hides_labels(rows: datasets.Dataset, column: str) -> bool:
+    """Whether some images have no code (None or -1) in a `ClassLabel` column."""
+    return isinstance(rows.features[column], datasets.ClassLabel) and not {None, -1}.isdisjoint(rows[column])

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..augmentation import ClassificationTransform, MixingCollator
 from ..checkpoint_page import CheckpointPage
 from ..data import SampleDataset, keep_encoded, load_labelled_images, low_shot, report_bad_images, subsample
 from ..errors import InputError
-from ..figures import confusion_figure, depth_figure
+from ..figures import confusion_figure, depth_figure, save_figure
 from ..map_steps import prepare_images
 from ..model_card import classifier_card
 from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
@@ -304,10 +305,11 @@ class Evaluation:
         rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
         results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
         write_results(output_dir / "results.json", results)
+        confusion = partial(confusion_figure, best["confusion"], self.images.classes.names)
+        save_figure(confusion, output_dir / "confusion.png")
         if self.trainer is not None and len(rows) == 1:
             card = self.card(AutoConfig.from_pretrained(output_dir))
             self.page.write(card, checkpoint_rows([output_dir], output_dir), self.trainer.hub_model_id)
-        confusion_figure(best["confusion"], self.images.classes.names).savefig(output_dir / "confusion.png", dpi=100)
         summary = summarise_seeds([{**shared, **row} for row in rows])
         if self.class_args.probe_layers == "all" and self.is_cached:
             draw_depth(summary, shared["chance"], output_dir / "depth.png")
@@ -358,7 +360,7 @@ def draw_depth(summary: Sequence[Mapping[str, Any]], chance: float, file: Path) 
         for protocol in ("cached", "knn")
         if (found := [row for row in summary if row["protocol"] == protocol])
     }
-    depth_figure(series, chance).savefig(file, dpi=100)
+    save_figure(partial(depth_figure, series, chance), file)
 
 
 def log_row(row: Mapping[str, Any]) -> None:

@@ -1,18 +1,20 @@
 """Reconstructions of one pretrained model or several, on the same images and masks: scores and a picture."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from ..arguments import ClassificationArguments, DataArguments
 from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..errors import InputError
-from ..figures import comparison_figure
+from ..figures import comparison_figure, save_figure
 from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model
 from ..privacy import public_name
 from ..processor import image_processor
@@ -54,13 +56,15 @@ def compare_reconstructions(
     if training_args.should_save:
         output_dir = Path(training_args.output_dir)
         write_results(output_dir / "results.json", {"rows": rows})
-        _draw(scored, output_dir / "reconstructions.png")
+        save_figure(partial(_draw, scored), output_dir / "reconstructions.png")
         logger.info("results.json and reconstructions.png are in %s", output_dir)
 
 
 def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
     """Validation images, or training images where there are none, and the name of their column."""
-    splits = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    splits = load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     train, validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
     images = validation if validation is not None else train
     column = find_image_column(images, data_args.image_column)
@@ -111,15 +115,15 @@ class _ScoredModel:
         return batch, self.model(**batch).reconstruction
 
 
-def _draw(models: list[_ScoredModel], file: Path) -> None:
+def _draw(models: list[_ScoredModel]) -> Figure:
     shown = {public_name(model.name): model.reconstruct() for model in models}
     batch, _ = next(iter(shown.values()))
     first = models[0]
     side = first.model.config.image_size // first.model.config.patch_size
-    comparison_figure(
+    return comparison_figure(
         batch["pixel_values"].cpu(),
         batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
         {name: reconstruction.cpu() for name, (_, reconstruction) in shown.items()},
         first.processor.image_mean,
         first.processor.image_std,
-    ).savefig(file, dpi=100)
+    )
