@@ -117,7 +117,7 @@ def _public_file(file: str) -> str:
 
 
 _MOST_ITEMS = 200  # of a mapping in a YAML file
-_MOST_BYTES = 100_000  # of a YAML file
+_MOST_BYTES = 50_000  # of a YAML file
 _MOST_KEYS = 1000  # of a mapping with those that `<<` merges into it
 _MOST_MERGES = 100  # in a YAML file
 
