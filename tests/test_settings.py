@@ -289,7 +289,7 @@ def laughs(depth):
 BOMBS = {
     "nested merges": "a0: &a0 {k: 1}\n"
     + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 60)),
-    "one wide merge": f"a: &a {{{', '.join(f'k{n}: 1' for n in range(2000))}}}\nb: {{<<: [{', '.join(['*a'] * 4000)}]}}\n",
+    "one wide merge": f"a: &a {{{', '.join(f'k{n}: 1' for n in range(2000))}}}\nb: {{<<: [{'*a, ' * 4000}]}}\n",
     "many merges": f"a: &a {{{', '.join(f'k{n}: 1' for n in range(900))}}}\n" + "b: {<<: *a}\n" * 2000,
     "pairs of aliases": f"image_column: !!pairs [a: {laughs(40)}]\n",
     "a huge file": "temperature: 1\n" * 100_000,
