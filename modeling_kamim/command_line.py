@@ -118,9 +118,10 @@ def _public_file(file: str) -> str:
 
 
 _MOST_ITEMS = 200  # of a mapping in a YAML file
-_MOST_BYTES = 100_000  # of a YAML file
+_MOST_BYTES = 50_000  # of a YAML file
 _MOST_KEYS = 1000  # of a mapping with those that `<<` merges into it
 _MOST_MERGES = 100  # in a YAML file
+_MOST_LEVELS = 100  # of lists and mappings in each other
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -173,9 +174,17 @@ def _as_word(value: Any) -> str:
 
 
 class _SettingsLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with a limit on what merges (`<<: [*a, *a]`) make of a small file."""
+    """PyYAML's safe loader, with limits on nesting and on what merges (`<<: [*a, *a]`) make of a small file."""
 
-    num_merges = 0
+    num_merges = num_levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.num_levels += 1
+        if self.num_levels > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(problem=f"more than {_MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self.num_levels -= 1
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         self.num_merges += sum(len(v.value) for k, v in node.value if k.tag == _MERGE and isinstance(v.value, list))
