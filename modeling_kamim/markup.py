@@ -6,7 +6,7 @@ from textwrap import fill
 from .images import printable
 
 MISSING = "–"
-_LONGEST_LABEL = 120  # characters in a picture
+_LONGEST_LABEL = 80  # characters in a picture
 
 _LATEX = str.maketrans(
     {

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "cards"
 PLACE = "path/to/this/directory"  # where a card says how to load, until it is published
-_RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+_RESULTS = re.compile(r"(^<!-- results -->\n).*?(^<!-- /results -->$)", re.DOTALL | re.MULTILINE)
 _TAGS = ["kamim", "masked-image-modeling", "self-supervised-learning"]
 
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from .images import printable
-
 EMBEDDED_PHOTOGRAPHS = "embedded photographs"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
@@ -31,7 +29,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 def public_name(name: str) -> str:
     """A Hub id as it is; of anything that is, or looks like, a local path "local:" and the last part of it."""
     if name == EMBEDDED_PHOTOGRAPHS or re.fullmatch(r"local:[^/\\]*", name):
-        return name
+        return _plain(name)
     if "://" in name:
         name = public_text(name)
     path = os.path.abspath(os.path.expanduser(name))
@@ -40,7 +38,11 @@ def public_name(name: str) -> str:
     *parents, folder = [part for part in re.split(r"[/\\]", path) if part] or [""]
     is_users = parents in (["home"], ["Users"]) or re.search(r"/[A-Za-z]:/Users$", "/" + "/".join(parents))
     is_home = is_users or path == os.path.expanduser("~") or folder.startswith("~")
-    return f"local:{'home' if is_home else printable(folder)}"
+    return f"local:{'home' if is_home else _plain(folder)}"
+
+
+def _plain(name: str) -> str:
+    return "".join(character if character.isprintable() else "_" for character in name)
 
 
 def public_text(text: str) -> str:
