@@ -18,7 +18,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError, first_line, on_one_line
-from .finite import check_finite_file
 from .finite import check_finite_file, json_values
 from .privacy import holds_token, public_settings, without_tokens
 from .run_directory import left_by_others
