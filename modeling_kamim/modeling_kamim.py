@@ -163,8 +163,9 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
     Args:
         model_type: "vit" or "swin".
         model_size: "tiny", "small" or "base"; Swin has no "small" here.
-        image_size: side of the input in pixels; a multiple of 16 (ViT) or 32 (Swin).
-        **kwargs: further config keys, for example `kamim={...}`.
+        image_size: side of the input in pixels; a multiple of 16 (ViT) or 32 (Swin), or of what the patches make of it.
+        **kwargs: further config keys, for example `patch_size=8` or `kamim={...}`; `encoder_stride` and Swin's
+            `window_size` follow from patches and depths where they are not among them.
 
     Raises:
         InputError: for an unknown type or size, or an image size that the architecture cannot take.
@@ -175,11 +176,15 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
         raise InputError(
             f"model_size is {model_size!r}; allowed for {model_type}: {', '.join(MODEL_SIZES[model_type])}"
         )
-    settings = {"image_size": image_size, **MODEL_SIZES[model_type][model_size], **kwargs}
+    patch_size = kwargs.get("patch_size", {"vit": 16, "swin": 4}[model_type])
+    if patch_size < 1:
+        raise InputError(f"patch_size is {patch_size}; it must be at least 1 pixel")
+    settings = {"image_size": image_size, "patch_size": patch_size, **MODEL_SIZES[model_type][model_size], **kwargs}
     if model_type == "vit":
-        config = ViTConfig(patch_size=16, encoder_stride=16, num_hidden_layers=12, **settings)
+        config = ViTConfig(**{"encoder_stride": patch_size, "num_hidden_layers": 12, **settings})
     else:
-        config = SwinConfig(patch_size=4, encoder_stride=32, window_size=max(1, image_size // 32), **settings)
+        stride = settings.setdefault("encoder_stride", patch_size * 2 ** (len(settings["depths"]) - 1))
+        config = SwinConfig(**{"window_size": max(1, image_size // stride), **settings})
     check_image_size(config)
     return config
 
