@@ -14,6 +14,8 @@ from .images import DECODER_VERSION, BadImageError, bad_density, decode_image
 
 logger = logging.getLogger(__name__)
 
+PLACE_COLUMN = "place"  # of a data set that was drawn from another: where each row comes from, as text
+
 
 def prepare_images(
     dataset: datasets.Dataset,
@@ -83,7 +85,7 @@ def find_bad_densities(
         for place in np.flatnonzero(~form.is_in(column)):
             row, stored = start + int(place), column[int(place)].as_py()
             if density_label(stored):
-                raise OtherDensitiesError(f"row {_original_row(dataset, row)}: {form.difference(stored)}")
+                raise OtherDensitiesError(f"{_place(dataset, row)}: {form.difference(stored)}")
             bad[row] = form.difference(stored)
         start += len(column)
     if len(bad) == len(dataset):
@@ -93,11 +95,13 @@ def find_bad_densities(
 
 def _density_error(dataset: datasets.Dataset, row: int, image_column: str, reason: str) -> BadImageError:
     error = bad_density(dataset[row][image_column], "an image", ValueError(reason))
-    return BadImageError(f"row {_original_row(dataset, row)}: {error}", reason)
+    return BadImageError(f"{_place(dataset, row)}: {error}", reason)
 
 
-def _original_row(dataset: datasets.Dataset, row: int) -> int:
-    return row if dataset._indices is None else dataset._indices.column(0)[row].as_py()
+def _place(dataset: datasets.Dataset, row: int) -> str:
+    if PLACE_COLUMN in dataset.column_names:
+        return dataset[row][PLACE_COLUMN]
+    return f"row {row if dataset._indices is None else dataset._indices.column(0)[row]}"
 
 
 def attach_keypoint_density(
