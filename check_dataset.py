@@ -4,7 +4,8 @@ python check_dataset.py path/to/images --num_proc 8
 python check_dataset.py path/to/images --output bad_images.txt
 python check_dataset.py ILSVRC/imagenet-1k --num_proc 16
 
-Every image is decoded as training decodes it. `run_mim.py --bad_images skip` leaves the bad ones out.
+Every image is decoded as training decodes it, and stored keypoint densities are looked at. `run_mim.py --bad_images
+skip` leaves the bad ones out.
 A data set whose texts name files outside of its folder is not read, and these are listed; see --trust_data_files.
 Exit status: 0 if all images are good, 1 if some are bad or outside, 2 for wrong use.
 """

@@ -126,7 +126,7 @@ def pretrain(
         weight_patch_size=kamim_args.weight_patch_size,
         random_view=kamim_args.random_view(),
         detector=kamim_args.detector() if weighting and not densities else None,
-        density_column=densities.column if densities else None,
+        densities=densities,
         shuffle_cells=kamim_args.weighting == "shuffled",
     )
 

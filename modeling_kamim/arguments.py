@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .density import DensityDetector, detection_side
+from .density import DensityDetector
 from .errors import InputError
 from .keypoints import KeypointDetector
 from .limits import check_ranges
@@ -140,6 +140,8 @@ class KamimArguments:
             )
         build_config(self.model_type, self.model_size, self.image_size)
         self.cell_weighting(), self.detector(), self.random_view()
+        if self.weighting != "none" and self.keypoint_source == "map":
+            self.densities().check_cells(self.weight_patch_size)
 
     @property
     def method(self) -> str:
@@ -164,7 +166,7 @@ class KamimArguments:
 
     def densities(self) -> DensityDetector:
         """The detector of whole images that these arguments describe."""
-        return DensityDetector(self.detector(), detection_side(self.image_size, self.crop_min_scale))
+        return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
 
     def random_view(self) -> RandomView:
         """The crop and flips that these arguments describe."""
@@ -231,9 +233,8 @@ class PreparationArguments:
 
     def densities(self) -> tuple[DensityDetector, ...]:
         """The detectors of whole images that these arguments describe."""
-        side = detection_side(self.image_size, self.crop_min_scale)
-        names = dict.fromkeys(self.keypoint_detector)
-        return tuple(DensityDetector(KeypointDetector(name, self.keypoint_footprint), side) for name in names)
+        detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
+        return tuple(DensityDetector(detector, self.image_size, self.crop_min_scale) for detector in detectors)
 
 
 @dataclass

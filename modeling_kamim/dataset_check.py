@@ -14,7 +14,8 @@ import cv2
 import datasets
 from PIL import Image
 
-from .images import BadImageError, decode_image, open_image, printable, read_image
+from .density import density_label, stored_columns
+from .images import BadImageError, bad_density, decode_image, open_image, printable, read_image
 
 TINY = 32  # pixels of the short side
 STRIP = 8  # long side to short side
@@ -43,6 +44,8 @@ class DatasetCheck:
         num_images: of each split.
         bad: reason to lines, each with the name of an image that cannot be decoded and what is wrong with it.
         unusual: trait to names of images that train, but are worth knowing.
+        densities: "column of label" to the number of stored keypoint densities.
+        bad_densities: column to lines, each with the name of an image whose stored density is damaged or missing.
         copies: names of images with the same bytes as an earlier one, and that one.
         shared: the same, where the earlier one is in another split.
         short_sides: in pixels, of the images that can be decoded.
@@ -57,6 +60,8 @@ class DatasetCheck:
     num_images: dict[str, int] = field(default_factory=dict)
     bad: dict[str, list[str]] = field(default_factory=dict)
     unusual: dict[str, list[str]] = field(default_factory=dict)
+    densities: Counter[str] = field(default_factory=Counter)
+    bad_densities: dict[str, list[str]] = field(default_factory=dict)
     copies: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     short_sides: list[int] = field(default_factory=list)
@@ -69,12 +74,13 @@ class DatasetCheck:
 
     @property
     def num_bad(self) -> int:
-        """Images that cannot be decoded."""
-        return sum(map(len, self.bad.values()))
+        """Images that cannot be decoded, and stored densities that cannot be used."""
+        return sum(map(len, [*self.bad.values(), *self.bad_densities.values()]))
 
     def bad_images(self) -> str:
-        """A line for each bad image, or for each file outside of the folder."""
-        return "".join(f"{line}\n" for lines in (*self.bad.values(), self.outside) for line in lines)
+        """A line for each bad image and density, or for each file outside of the folder."""
+        groups = [*self.bad.values(), *self.bad_densities.values(), self.outside]
+        return "".join(f"{line}\n" for lines in groups for line in lines)
 
     def report(self) -> str:
         """What was found, to be read."""
@@ -85,13 +91,16 @@ class DatasetCheck:
         splits = ", ".join(f"{split} {count:,}" for split, count in self.num_images.items())
         speed = total / max(self.seconds, 1e-9)
         lines = [f"{total:,} images ({splits}) in {self.seconds:.1f} s, {speed:,.0f} a second"]
-        if self.num_bad:
-            lines += [f"{self.num_bad:,} cannot be decoded:", *_groups(self.bad)]
+        if self.bad:
+            lines += [f"{sum(map(len, self.bad.values())):,} cannot be decoded:", *_groups(self.bad)]
         else:
             lines.append("All can be decoded.")
         if self.unusual:
             lines += ["Unusual, but they train:", *_groups(self.unusual)]
         lines += _groups({"are read through links out of the folder": self.links} if self.links else {})
+        if self.densities or self.bad_densities:
+            lines += ["Stored keypoint densities:", *(f"{count:8,}  {name}" for name, count in self.densities.items())]
+            lines += _groups({f"{column}: damaged or missing": names for column, names in self.bad_densities.items()})
         lines += _groups({"have the same bytes as an image of another split": self.shared} if self.shared else {})
         lines += _groups({"have the same bytes as an earlier image": self.copies} if self.copies else {})
         if self.short_sides:
@@ -118,6 +127,8 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
         check.num_images[split] = len(rows)
         for row in _inspect(rows, image_column, num_proc, f"Checking {split}"):
             _add(check, row, split, seen)
+        for column in stored_columns(rows.column_names):
+            _add_densities(check, rows.select_columns([image_column, column]), image_column, column)
     check.seconds = time.perf_counter() - start
     return check
 
@@ -232,6 +243,15 @@ def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes,
     check.short_sides.append(short)
     check.long_sides.append(long)
     check.num_bytes.append(row["num_bytes"])
+
+
+def _add_densities(check: DatasetCheck, rows: datasets.Dataset, image_column: str, column: str) -> None:
+    for number, row in enumerate(rows):
+        if label := density_label(row[column]):
+            check.densities[f"{column} of {label}"] += 1
+        else:
+            error = bad_density(row[image_column], f"the image in row {number}", ValueError("damaged or missing"))
+            check.bad_densities.setdefault(column, []).append(error.finding)
 
 
 def _groups(groups: dict[str, list[str]]) -> list[str]:

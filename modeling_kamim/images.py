@@ -124,6 +124,12 @@ def _bad_image(source: dict[str, Any] | None, name: str, error: Exception) -> Ba
     return BadImageError(f"cannot decode {_label(source, name)} ({reason}){_ADVICE}", reason)
 
 
+def bad_density(source: dict[str, Any] | None, name: str, error: ValueError) -> BadImageError:
+    """The error of an image whose stored keypoint density cannot be used."""
+    reason = printable(str(error))
+    return BadImageError(f"cannot use the keypoint density of {_label(source, name)} ({reason}){_ADVICE}", reason)
+
+
 def _label(source: dict[str, Any] | None, name: str) -> str:
     return printable((source or {}).get("path") or name or UNNAMED)
 

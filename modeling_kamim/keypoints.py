@@ -14,8 +14,9 @@ import numpy as np
 
 from .errors import InputError
 
-# Part of every cache key: raise it whenever a change here alters a map, or old caches go on being used.
-KEYPOINTS_VERSION = 1
+# Part of every cache key: raise it whenever a change here or in density.py alters a map or a stored density, or old
+# caches go on being used.
+KEYPOINTS_VERSION = 2
 
 DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
     "fast": cv2.FastFeatureDetector.create,

@@ -8,11 +8,13 @@ import cv2
 import datasets
 import numpy as np
 
-from .density import DensityDetector, density_label
+from .density import DensityDetector, OtherDensitiesError, check_column, density_label, stored_columns
 from .errors import InputError
-from .images import DECODER_VERSION, BadImageError, decode_image
+from .images import DECODER_VERSION, BadImageError, bad_density, decode_image
 
 logger = logging.getLogger(__name__)
+
+PLACE_COLUMN = "place"  # of a data set that was drawn from another: where each row comes from, as text
 
 
 def prepare_images(
@@ -24,30 +26,82 @@ def prepare_images(
 ) -> tuple[datasets.Dataset, list[str]]:
     """Attach keypoint densities that are asked for and not there yet; leave out bad images if they are to be skipped.
 
+    An image whose stored density cannot be used is a bad one.
+
     Returns:
         The data set, and a line for each image left out.
 
     Raises:
+        BadImageError: for the first bad image that is found, unless they are skipped.
         InputError: if no image is left.
     """
     bad: list[str] = []
-    if densities is not None and not has_densities(dataset, densities):
+    bad_densities = _stored_densities(dataset, densities, image_column) if densities else {}
+    if densities is not None and bad_densities is None:
         dataset, bad = attach_keypoint_density(dataset, densities, image_column, skip_bad_images, num_proc)
     elif skip_bad_images:
-        dataset, bad = drop_bad_images(dataset, find_bad_images(dataset, image_column, num_proc))
+        errors = find_bad_images(dataset, image_column, num_proc)
+        for row, error in (bad_densities or {}).items():
+            errors[row] = errors[row] or error.finding
+        dataset, bad = drop_bad_images(dataset, errors)
+    elif bad_densities:
+        raise next(iter(bad_densities.values()))
     if len(dataset) == 0:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
     return dataset, bad
 
 
-def has_densities(dataset: datasets.Dataset, densities: DensityDetector) -> bool:
-    """Whether the data set already holds these very densities, as one that `prepare_dataset.py` wrote may."""
-    if dataset.features.get(densities.column) != datasets.Value("binary") or len(dataset) == 0:
-        return False
-    found = density_label(dataset[0][densities.column])
-    if found != densities.label:
-        logger.info("The data set holds keypoint densities of %s; this run needs %s", found, densities.label)
-    return found == densities.label
+def _stored_densities(
+    dataset: datasets.Dataset, densities: DensityDetector, image_column: str
+) -> dict[int, BadImageError] | None:
+    """Row to error of the bad ones; None where keypoints are to be detected, which is said where it surprises."""
+    try:
+        return find_bad_densities(dataset, densities, image_column)
+    except OtherDensitiesError as difference:
+        if stored_columns(dataset.column_names):
+            logger.warning(
+                "The stored keypoint densities do not serve this run: %s. Keypoints are detected anew on all %d "
+                "images, in a step that is cached",
+                *(difference, len(dataset)),
+            )
+        return None
+
+
+def find_bad_densities(
+    dataset: datasets.Dataset, densities: DensityDetector, image_column: str
+) -> dict[int, BadImageError]:
+    """Look at the label and the length of every stored density, as `prepare_dataset.py` may have written them.
+
+    Returns:
+        Row to error, of those that are damaged or missing.
+
+    Raises:
+        OtherDensitiesError: if the data set does not hold these very densities, or other ones beside them.
+    """
+    check_column(dataset.features, densities)
+    form, bad, start = densities.format, {}, 0
+    for table in dataset.select_columns([densities.column]).with_format("arrow").iter(1000):
+        column = table[densities.column]
+        for place in np.flatnonzero(~form.is_in(column)):
+            row, stored = start + int(place), column[int(place)].as_py()
+            if density_label(stored):
+                raise OtherDensitiesError(f"{_place(dataset, row)}: {form.difference(stored)}")
+            bad[row] = form.difference(stored)
+        start += len(column)
+    if len(bad) == len(dataset):
+        raise OtherDensitiesError(f"{densities.column} holds no keypoint densities")
+    return {row: _density_error(dataset, row, image_column, reason) for row, reason in bad.items()}
+
+
+def _density_error(dataset: datasets.Dataset, row: int, image_column: str, reason: str) -> BadImageError:
+    error = bad_density(dataset[row][image_column], "an image", ValueError(reason))
+    return BadImageError(f"{_place(dataset, row)}: {error}", reason)
+
+
+def _place(dataset: datasets.Dataset, row: int) -> str:
+    if PLACE_COLUMN in dataset.column_names:
+        return dataset[row][PLACE_COLUMN]
+    return f"row {row if dataset._indices is None else dataset._indices.column(0)[row]}"
 
 
 def attach_keypoint_density(

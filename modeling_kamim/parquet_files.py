@@ -1,8 +1,8 @@
 """The Parquet files of a data set, on disk or on the Hub, opened one by one."""
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
 from .data import loading_reason, open_builder, readable_folders
-from .density import DensityDetector, density_label
+from .density import DensityDetector, OtherDensitiesError, check_column, density_label
 from .errors import InputError, first_line
 from .trust import OutsideError, refuse, row_findings
 
-logger = logging.getLogger(__name__)
+_OPEN_FILES = 8  # at once
 
 _FINGERPRINT_FILES = 16
 
@@ -104,15 +104,33 @@ class ParquetFiles:
             digest.update(self.open(number).summary.encode())
         return digest.hexdigest()[:16]
 
-    def has_densities(self, densities: DensityDetector) -> bool:
-        """Whether the files hold these very densities, as those that `prepare_dataset.py` wrote may."""
-        if self.features.get(densities.column) != datasets.Value("binary"):
-            return False
-        values = self.open(0).read(0, [densities.column])[densities.column]
-        found = density_label(values[0].as_py() if len(values) else None)
-        if found != densities.label:
-            logger.info("The data set holds keypoint densities of %s; this run needs %s", found, densities.label)
-        return found == densities.label
+    def check_densities(self, densities: DensityDetector) -> None:
+        """Look at the first stored density of every file, as `prepare_dataset.py` may have written them.
+
+        Raises:
+            OtherDensitiesError: if not every file holds these very densities.
+            InputError: if a file cannot be read.
+        """
+        check_column(self.features, densities)
+        pool = ThreadPoolExecutor(_OPEN_FILES)
+        try:
+            labels = pool.map(lambda number: self._density_label(number, densities.column), range(len(self)))
+            for file, label in zip(self.files, labels, strict=True):
+                if label not in (densities.label, None):
+                    held = f"is of {label}" if label else "is damaged or missing"
+                    raise OtherDensitiesError(f"the first in {file} {held}, and this run needs {densities.label}")
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _density_label(self, number: int, column: str) -> str | None:
+        """Label of the first whole density among the first rows of a file; None of a file without rows."""
+        file = self.open(number)
+        group = next((group for group, end in enumerate(file.starts[1:]) if end), None)
+        if group is None:
+            return None
+        rows = file.read(group, [column])
+        stored = rows[column] if column in rows.column_names else []
+        return next(filter(None, (density_label(value.as_py()) for value in stored)), "")
 
 
 def load_parquet(

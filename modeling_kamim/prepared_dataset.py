@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from . import durability
-from .density import DensityDetector
+from .density import DensityDetector, stored_columns
 from .errors import InputError
 from .images import DECODER_VERSION, BadImageError
 from .map_steps import decode_rows
@@ -107,7 +107,8 @@ class Preparation:
 
 
 def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: column for name, column in columns.items() if not name.startswith("keypoint_density_")}
+    densities = stored_columns(columns)
+    return {name: column for name, column in columns.items() if name not in densities}
 
 
 @dataclass(frozen=True)
