@@ -2,11 +2,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-slow quality help
+.PHONY: install quickstart test test-hardware test-slow quality help
 
 help:
 	@echo "make quickstart   install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
 	@echo "make test         install and run the tests (offline, CPU)"
+	@echo "make test-hardware  the tests twice: on a CPU that computes in bf16, and on one that does not"
 	@echo "make test-slow    install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
 	@echo "make quality      install and run the linters"
 
@@ -22,6 +23,12 @@ quickstart: install
 
 test: install
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+test-hardware: install
+	for answer in on off; do \
+		KAMIM_TEST_BF16=$$answer PYTHONPATH=$(CURDIR)/tests/forced_bf16 \
+			$(BIN)/python -m pytest -n auto --maxprocesses 8 || exit 1; \
+	done
 
 $(VENV)/.installed-ray: $(VENV)/.installed
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[ray]"

@@ -4,8 +4,10 @@ python check_dataset.py path/to/images --num_proc 8
 python check_dataset.py path/to/images --output bad_images.txt
 python check_dataset.py ILSVRC/imagenet-1k --num_proc 16
 
-Every image is decoded as training decodes it. `run_mim.py --bad_images skip` leaves the bad ones out.
-Exit status: 0 if all images are good, 1 if some are bad, 2 for wrong use.
+Every image is decoded as training decodes it, and stored keypoint densities are looked at. `run_mim.py --bad_images
+skip` leaves the bad ones out.
+A data set whose texts name files outside of its folder is not read, and these are listed; see --trust_data_files.
+Exit status: 0 if all images are good, 1 if some are bad or outside, 2 for wrong use.
 """
 
 import logging
@@ -17,8 +19,9 @@ import datasets
 from modeling_kamim.arguments import CheckArguments, SourceArguments
 from modeling_kamim.command_line import parse
 from modeling_kamim.data import load_source
-from modeling_kamim.dataset_check import check_dataset, files_not_read
+from modeling_kamim.dataset_check import DatasetCheck, check_dataset, files_not_read
 from modeling_kamim.errors import InputError, run
+from modeling_kamim.trust import OutsideError, link_findings
 
 logger = logging.getLogger("check_dataset")
 
@@ -30,18 +33,27 @@ def main() -> None:
     if output is not None and output.is_dir():
         raise InputError(f"output is {args.output}, a folder; give a file")
 
-    images, image_column = load_source(source)
-    check = check_dataset(images, image_column, source.num_proc)
-    if _is_folder_of_images(source.dataset_name, images, image_column):
-        check.not_read = files_not_read(Path(source.dataset_name).expanduser(), images, image_column)
+    check = _check(source)
 
     print(check.report())
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(check.bad_images(), encoding="utf-8")
         logger.info("The bad images are listed in %s", output)
-    if check.num_bad:
+    if check.num_bad or check.outside:
         sys.exit(1)
+
+
+def _check(source: SourceArguments) -> DatasetCheck:
+    try:
+        images, image_column = load_source(source)
+    except OutsideError as error:
+        return DatasetCheck(outside=error.findings)
+    check = check_dataset(images, image_column, source.num_proc)
+    if _is_folder_of_images(source.dataset_name, images, image_column):
+        check.not_read = files_not_read(Path(source.dataset_name).expanduser(), images, image_column)
+    check.links = link_findings(images, image_column, source.dataset_name)
+    return check
 
 
 def _is_folder_of_images(name: str, images: datasets.DatasetDict, image_column: str) -> bool:

@@ -19,9 +19,11 @@ from modeling_kamim.arguments import PREPARATION_ARGUMENTS
 from modeling_kamim.command_line import parse
 from modeling_kamim.data import load_source, report_bad_images
 from modeling_kamim.errors import InputError, run
+from modeling_kamim.map_steps import choose_pixel_range
 from modeling_kamim.model_card import ask_about_card, prepared_dataset_card, published_dataset_card
 from modeling_kamim.prepared_dataset import PUBLISHED, Preparation, prepare_dataset
 from modeling_kamim.publishing import Publisher, PublishError
+from modeling_kamim.trust import link_findings, refuse
 
 logger = logging.getLogger("prepare_dataset")
 
@@ -34,9 +36,18 @@ def main() -> None:
     images, image_column = load_source(source)
     publisher = None
     if args.push_to_hub:
+        # a folder that was unpacked may hold links to private images
+        links = link_findings(images, image_column, source.dataset_name)
+        refuse(source.dataset_name, links, source.trust_data_files)
         publisher = Publisher(args.repo, hub.token, hub.private, hub.revision, repo_type="dataset")
+    train = images["train"] if "train" in images else next(iter(images.values()))
     preparation = Preparation(
-        image_column, args.image_size, args.densities(), args.quality, skip_bad_images=args.bad_images == "skip"
+        image_column,
+        args.image_size,
+        args.densities(),
+        args.quality,
+        skip_bad_images=args.bad_images == "skip",
+        pixel_range=choose_pixel_range(train, image_column, num_proc=source.num_proc),
     )
     datasets.disable_progress_bars()  # one bar for everything
     if publisher is not None:

@@ -25,6 +25,7 @@ from modeling_kamim.data import report_bad_images
 from modeling_kamim.errors import InputError, first_line, run
 from modeling_kamim.evaluation.results import device_name
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from modeling_kamim.run_directory import check_reports
 
 logger = logging.getLogger("run_analysis")
 
@@ -36,11 +37,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     if {"tsne", "pca"} & set(args.analyses):
         check_scikit_learn()
+    check_reports(Path(args.output_dir) / "report.md")
     start = time.perf_counter()
 
     device = choose_device(args.device)
     encoders, reference = load_encoders(args, device)
-    images, bad = load_analysis_images(args)
+    images, bad = load_analysis_images(args, [encoder.pixel_range for encoder in encoders if encoder.pixel_range])
     report_bad_images(bad, Path(args.output_dir), should_save=True)
     logger.info("%s on %d images", ", ".join(encoder.name for encoder in encoders), len(images))
 

@@ -13,13 +13,15 @@ from pathlib import Path
 import cv2
 from transformers import set_seed
 
-from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS
+from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS, ClassificationArguments, DataArguments
 from modeling_kamim.command_line import parse
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.classification import Evaluation
 from modeling_kamim.evaluation.comparison import compare_reconstructions
 from modeling_kamim.evaluation.report import build_report, write_report
 from modeling_kamim.processes import check_launch
+from modeling_kamim.run_directory import claimed
+from modeling_kamim.training_arguments import ProbingArguments
 
 logger = logging.getLogger("run_classification")
 
@@ -36,6 +38,11 @@ def main() -> None:
         return
     check_launch(training_args)
     cv2.setNumThreads(1)
+    with claimed(training_args):
+        evaluate(data_args, class_args, training_args)
+
+
+def evaluate(data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments) -> None:
     set_seed(training_args.seed)
     if class_args.mode == "reconstruction":
         compare_reconstructions(data_args, class_args, training_args)

@@ -8,11 +8,13 @@ python run_mim.py --model_type swin --model_size tiny --dataset_name path/to/ima
 import dataclasses
 import logging
 import math
+from functools import partial
 from pathlib import Path
 
 import cv2
 import torch
 from datasets import Dataset
+from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from transformers import set_seed
 
@@ -22,6 +24,7 @@ from modeling_kamim.arguments import (
     DataArguments,
     KamimArguments,
     OnlineProbeArguments,
+    StreamingArguments,
 )
 from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.checkpoint_page import CheckpointPage
@@ -39,13 +42,17 @@ from modeling_kamim.data import (
 from modeling_kamim.errors import run
 from modeling_kamim.evaluation.online_probe import OnlineProbe
 from modeling_kamim.evaluation.results import checkpoint_rows
-from modeling_kamim.figures import curves_figure, reconstruction_figure
-from modeling_kamim.map_steps import prepare_images
+from modeling_kamim.figures import curves_figure, reconstruction_figure, save_figure
+from modeling_kamim.keypoint_share import NUM_DETECTED, check_samples
+from modeling_kamim.map_steps import choose_pixel_range, prepare_images
 from modeling_kamim.model_card import pretraining_card
+from modeling_kamim.pixel_range import PixelRange
 from modeling_kamim.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from modeling_kamim.processes import check_launch
-from modeling_kamim.processor import image_processor
+from modeling_kamim.processor import image_processor, keep_pixel_range, pixel_range_of
+from modeling_kamim.recipe_checks import check_evaluation, check_steps
 from modeling_kamim.resume import find_checkpoint, run_settings
+from modeling_kamim.run_directory import claimed
 from modeling_kamim.stream_reader import take_rows
 from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
 from modeling_kamim.trainer import MaskedImageTrainer
@@ -69,12 +76,24 @@ CONFIG_KEYS = (
 
 
 def main() -> None:
-    data_args, kamim_args, stream_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    arguments = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    *_, training_args = arguments
     logging.basicConfig(
         level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
     )
     cv2.setNumThreads(1)
     check_launch(training_args)
+    with claimed(training_args):
+        pretrain(*arguments)
+
+
+def pretrain(
+    data_args: DataArguments,
+    kamim_args: KamimArguments,
+    stream_args: StreamingArguments,
+    probe_args: OnlineProbeArguments,
+    training_args: PretrainingArguments,
+) -> None:
     set_seed(training_args.seed)
     output_dir = Path(training_args.output_dir)
     stream = open_stream(data_args, kamim_args, probe_args, training_args) if stream_args.streaming else None
@@ -84,14 +103,19 @@ def main() -> None:
     kamim["dataset_name"] = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
     config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
     model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
-    processor = image_processor(config.image_size)
     checkpoint = find_checkpoint(training_args)
+    processor = image_processor(config.image_size, checkpoint)
 
     # Data
-    images = stream or load_images(data_args.dataset_name, data_args.dataset_config_name)
-    page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
-    page.begin(pretraining_card(page.run, config))
+    images = stream or load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     train_images, validation_images = choose_splits(images, data_args.train_split, data_args.validation_split)
+    check_evaluation(training_args, validation_images is not None)
+    if not stream:
+        check_steps(training_args, min(len(train_images), data_args.max_train_samples or len(train_images)))
+    page = CheckpointPage(PRETRAINING_ARGUMENTS, training_args, kamim["dataset_name"])
+    page.ask_hub(pretraining_card(page.run, config))
     image_column = find_image_column(train_images, data_args.image_column)
     weighting = kamim_args.cell_weighting()
     densities = kamim_args.densities() if weighting and kamim_args.keypoint_source == "map" else None
@@ -104,9 +128,15 @@ def main() -> None:
         weight_patch_size=kamim_args.weight_patch_size,
         random_view=kamim_args.random_view(),
         detector=kamim_args.detector() if weighting and not densities else None,
-        density_column=densities.column if densities else None,
+        densities=densities,
         shuffle_cells=kamim_args.weighting == "shuffled",
     )
+    known = take_rows(train_images, NUM_DETECTED, transform.columns, seed=0) if stream else train_images
+    known = keep_encoded(known, image_column)
+    with training_args.main_process_first(desc="measuring pixels"):
+        pixel_range = choose_pixel_range(known, image_column, pixel_range_of(processor), data_args.num_proc)
+    transform = dataclasses.replace(transform, pixel_range=pixel_range)
+    keep_pixel_range(processor, pixel_range)
 
     bad_images: list[str] = []
 
@@ -116,7 +146,7 @@ def main() -> None:
         split = keep_encoded(subsample(split, max_samples, training_args.seed), image_column)
         with training_args.main_process_first(desc="preparing the images"):
             split, bad = prepare_images(
-                split, image_column, densities, data_args.bad_images == "skip", data_args.num_proc
+                split, image_column, densities, data_args.bad_images == "skip", data_args.num_proc, pixel_range
             )
         bad_images.extend(bad)
         split = split.select_columns(list(transform.columns))
@@ -130,6 +160,8 @@ def main() -> None:
     else:
         train_dataset = prepare(train_images, data_args.max_train_samples, transform)
     num_images = None if stream else len(train_dataset)
+    if weighting and training_args.process_index == 0:
+        check_samples(SampleDataset(known, transform, training_args.seed) if stream else train_dataset)
     eval_dataset = None
     if validation_images is not None:
         eval_transform = dataclasses.replace(transform, random_view=None)
@@ -156,7 +188,8 @@ def main() -> None:
     if probe_args.probe_every:
         steps_per_epoch = math.ceil(num_images / training_args.total_batch_size)
         steps = probe_args.probe_steps(steps_per_epoch)
-        trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps))
+        trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps, pixel_range))
+    page.write(pretraining_card(page.run, config))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.log_metrics("train", result.metrics)
@@ -174,8 +207,8 @@ def main() -> None:
         log = trainer.state.log_history
         if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
             model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(training_args.device)
-        draw_reconstructions(model, shown, trainer, output_dir / "reconstructions.png")
-        curves_figure(log).savefig(output_dir / "training_curves.png", dpi=100)
+        save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
+        save_figure(partial(curves_figure, log), output_dir / "training_curves.png")
         card = pretraining_card(page.run, config, log, training_args.total_batch_size)
         page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
@@ -185,11 +218,16 @@ def main() -> None:
 
 
 def online_probe(
-    trainer: MaskedImageTrainer, data_args: DataArguments, args: OnlineProbeArguments, image_size: int, steps: int
+    trainer: MaskedImageTrainer,
+    data_args: DataArguments,
+    args: OnlineProbeArguments,
+    image_size: int,
+    steps: int,
+    pixel_range: PixelRange | None,
 ) -> OnlineProbe:
     seed = trainer.args.seed
     images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
-    transform = ClassificationTransform(images.image_column, images.label_column, image_size, augmentation="none")
+    transform = ClassificationTransform(images.image_column, images.label_column, image_size, "none", pixel_range)
 
     def samples(split: Dataset) -> SampleDataset:
         split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
@@ -219,15 +257,15 @@ def describe_run(
 
 @torch.no_grad()
 def draw_reconstructions(
-    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer, file: Path
-) -> None:
+    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
+) -> Figure:
     rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
     batch = trainer._prepare_inputs(default_collate([dataset[row] for row in rows]))
     model.eval()
     reconstruction = model(**batch).reconstruction
     side = model.config.image_size // model.config.patch_size
     weights = batch.get("keypoint_weights", torch.ones(len(rows), 1, 1))
-    figure = reconstruction_figure(
+    return reconstruction_figure(
         batch["pixel_values"].cpu(),
         batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
         reconstruction.cpu(),
@@ -235,7 +273,6 @@ def draw_reconstructions(
         trainer.processing_class.image_mean,
         trainer.processing_class.image_std,
     )
-    figure.savefig(file, dpi=80)
 
 
 if __name__ == "__main__":

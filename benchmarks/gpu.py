@@ -21,7 +21,7 @@ from train_step import Step, count_flops, device_work, matmul_rate, random_batch
 
 from modeling_kamim import KamimForMaskedImageModeling, KeypointDetector, build_config
 from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images
-from modeling_kamim.density import DensityDetector, detection_side
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import run
 from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.training_arguments import PretrainingArguments
@@ -86,14 +86,12 @@ def synthetic(args: argparse.Namespace, device: torch.device) -> Iterator[dict[s
 def loaded(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str, torch.Tensor]]:
     dataset, _ = choose_splits(load_images(args.dataset_name))
     column = find_image_column(dataset)
-    density = DensityDetector(KeypointDetector(), detection_side(args.image_size, RandomView().min_scale))
+    density = DensityDetector(KeypointDetector(), args.image_size)
     dataset, _ = prepare_images(keep_encoded(dataset, column), column, density, num_proc=args.num_workers)
     needed = (args.steps + WARM_UP + 2) * args.batch_size
     dataset = dataset.select_columns([column, density.column]).select([i % len(dataset) for i in range(needed)])
     patch = build_config(args.model_type, args.model_size, args.image_size).patch_size
-    transform = MaskedImageTransform(
-        column, args.image_size, patch, 32, 0.6, 8, RandomView(), density_column=density.column
-    )
+    transform = MaskedImageTransform(column, args.image_size, patch, 32, 0.6, 8, RandomView(), densities=density)
     loader = DataLoader(
         SampleDataset(dataset, transform, seed=0),
         batch_size=args.batch_size,

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from modeling_kamim import KeypointDetector
 from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images
-from modeling_kamim.density import DensityDetector, detection_side
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import run
 from modeling_kamim.map_steps import attach_keypoint_density
 from modeling_kamim.transforms import MaskedImageTransform
@@ -82,7 +82,7 @@ def load(name: str | None, count: int | None = None) -> tuple[datasets.Dataset, 
 
 
 def densities() -> DensityDetector:
-    return DensityDetector(KeypointDetector(), detection_side(SIZE, RandomView().min_scale))
+    return DensityDetector(KeypointDetector(), SIZE)
 
 
 def samples(dataset: datasets.Dataset, column: str, detector: KeypointDetector | None) -> SampleDataset:
@@ -120,7 +120,7 @@ def memory_over_epochs(name: str | None, epochs: int) -> list[float]:
     data = samples(dataset, column, KeypointDetector())
     memory = []
     for epoch in range(epochs):
-        data.set_epoch(epoch)
+        data.draw_for_epoch(epoch)
         for _ in DataLoader(data, batch_size=32):
             pass
         memory.append(resident_memory())

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from modeling_kamim import CellWeighting, KeypointDetector
 from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
-from modeling_kamim.density import DensityDetector, detection_side
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import run
 from modeling_kamim.map_steps import attach_keypoint_density
 from modeling_kamim.prepared_dataset import Preparation
@@ -90,7 +90,7 @@ def build_pipelines(images: list[bytes], size: int, folder: Path) -> list[Pipeli
         return lambda: [default_collate(samples.__getitems__(part)) for part in parts]
 
     detectors = {name: KeypointDetector(name) for name in DETECTORS}
-    densities = tuple(DensityDetector(d, detection_side(size, RandomView().min_scale)) for d in detectors.values())
+    densities = tuple(DensityDetector(detector, size) for detector in detectors.values())
     features = datasets.Features({"image": datasets.Image(decode=False)})
     rows = datasets.Dataset.from_dict({"image": [{"bytes": i, "path": None} for i in images]}, features=features)
     mapped = rows
@@ -114,7 +114,7 @@ def build_pipelines(images: list[bytes], size: int, folder: Path) -> list[Pipeli
         pipelines += [Pipeline(source, "none", samples(table.select_columns(["image"]), simmim))]
         for density in densities:
             columns = table.select_columns(["image", density.column])
-            transform = replace(simmim, density_column=density.column)
+            transform = replace(simmim, densities=density)
             pipelines += [Pipeline(source, density.detector.name, samples(columns, transform))]
     pipelines += [Pipeline("weights", "any", weights_of(prepared, densities[0], len(images), size // CELL))]
     return pipelines
@@ -127,7 +127,7 @@ def on_disk(rows: datasets.Dataset, folder: Path) -> datasets.Dataset:
 
 
 def weights_of(rows: datasets.Dataset, density: DensityDetector, count: int, num_cells: int) -> Callable[[], object]:
-    transform = MaskedImageTransform("image", 192, 16, 32, 0.6, CELL, RandomView(), density_column=density.column)
+    transform = MaskedImageTransform("image", 192, 16, 32, 0.6, CELL, RandomView(), densities=density)
     batch = default_collate([transform(row, Random(0)) for row in rows.select(range(min(BATCH_SIZE, count)))])
     weighting = CellWeighting(temperature=TEMPERATURE)
 

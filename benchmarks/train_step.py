@@ -20,7 +20,8 @@ from tqdm import tqdm
 from transformers import SwinForMaskedImageModeling, ViTForMaskedImageModeling
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from modeling_kamim import CellWeighting, KamimForMaskedImageModeling, build_config
+from modeling_kamim import CellWeighting, KamimForMaskedImageModeling, KeypointDetector, build_config
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import run
 from modeling_kamim.training_arguments import PretrainingArguments
 from modeling_kamim.weighting import resample_density
@@ -115,7 +116,8 @@ def random_batch(args: argparse.Namespace, device: torch.device) -> dict[str, to
     mask = (blocks < round(0.6 * blocks.shape[1])).unflatten(1, (size // 32, size // 32))
     mask = mask.repeat_interleave(32 // patch, 1).repeat_interleave(32 // patch, 2).flatten(1)
     pixels = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
-    density = torch.randint(0, 256, (args.batch_size, 64, 64), dtype=torch.uint8, generator=generator)
+    grid = DensityDetector(KeypointDetector(), size).grid
+    density = torch.randint(0, 256, (args.batch_size, grid, grid), dtype=torch.uint8, generator=generator)
     crop_box = torch.tensor([0.1, 0.95, 0.9, 0.05]).repeat(args.batch_size, 1)
     batch = {"pixel_values": pixels, "bool_masked_pos": mask, "keypoint_density": density, "crop_box": crop_box}
     return {name: tensor.to(device) for name, tensor in batch.items()}

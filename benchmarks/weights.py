@@ -1,6 +1,7 @@
 """Weight distributions by detector and footprint, and how well cached densities stand in for online ones.
 
-    python benchmarks/weights.py --dataset_name path/to/photographs [--num_images 200] [--image_size 192]
+    python benchmarks/weights.py --dataset_name path/to/photographs [--num_images 200] [--image_size 192] \
+        [--weight_patch_size 2 8 16 32] [--keypoint_detector fast]
 
 Prints how many images were used and one Markdown table.
 """
@@ -14,14 +15,12 @@ import torch
 
 from modeling_kamim import CellWeighting, KeypointDetector, cell_density
 from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
-from modeling_kamim.density import density_grid, detection_side
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import run
 from modeling_kamim.images import decode_image
 from modeling_kamim.keypoints import DETECTORS, FOOTPRINTS
 from modeling_kamim.views import RandomView
 from modeling_kamim.weighting import resample_density
-
-CELL = 8
 
 
 def main() -> None:
@@ -29,6 +28,8 @@ def main() -> None:
     parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
     parser.add_argument("--num_images", type=int, default=200)
     parser.add_argument("--image_size", type=int, default=192)
+    parser.add_argument("--weight_patch_size", type=int, nargs="+", default=[8])
+    parser.add_argument("--keypoint_detector", choices=DETECTORS, nargs="+", default=list(DETECTORS))
     args = parser.parse_args()
 
     dataset, _ = choose_splits(load_images(args.dataset_name))
@@ -36,32 +37,39 @@ def main() -> None:
     dataset = keep_encoded(dataset, column)
     dataset = subsample(dataset, args.num_images, seed=0)
     images = [decode_image(row[column]) for row in dataset]
-    print(f"{len(images)} images at {args.image_size} px, cells of {CELL} px, T = 0.25\n")
-    print("| detector | footprint | keypoints | W mean | W 95% | W max | r map-online, density | r map-online, W |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in DETECTORS:
+    print(f"{len(images)} images at {args.image_size} px, T = 0.25; map beside online: r, and ratio of mean W\n")
+    print("| detector | footprint | keypoints | w_ps | W mean | W 95% | W max | r, density | r, W | map / online |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name in args.keypoint_detector:
         for footprint in FOOTPRINTS:
-            print(measure(KeypointDetector(name, footprint), images, args.image_size))
+            measure(KeypointDetector(name, footprint), images, args.image_size, args.weight_patch_size)
 
 
-def measure(detector: KeypointDetector, images: list[np.ndarray], image_size: int) -> str:
-    weighting, views, rng = CellWeighting(), RandomView(), Random(0)
-    counts, online, grids, boxes = [], [], [], []
+def measure(detector: KeypointDetector, images: list[np.ndarray], image_size: int, cells: list[int]) -> None:
+    views, rng = RandomView(), Random(0)
+    densities = DensityDetector(detector, image_size, views.min_scale)
+    counts, maps, stored, boxes = [], [], [], []
     for image in images:
         view = views(*image.shape[:2], rng)
         crop = view.of_image(image, image_size)
         counts.append(len(detector.detect(crop)))
-        online.append(cell_density(detector(crop), CELL))
-        grids.append(density_grid(image, detector, detection_side(image_size, views.min_scale)) / np.float32(255))
+        maps.append(detector(crop))
+        stored.append(densities.density(image) / np.float32(255))
         boxes.append(view.crop_box())
-    mapped = resample_density(torch.from_numpy(np.stack(grids)), torch.tensor(boxes), image_size // CELL)
-    weights = weighting(torch.from_numpy(np.stack(online))).numpy()
-    mapped_weights = weighting(mapped).numpy()
-    density_r = np.corrcoef(np.ravel(online), mapped.numpy().ravel())[0, 1]
+    whole, crop_box = torch.from_numpy(np.stack(stored)), torch.tensor(boxes)
+    for cell in cells:
+        online = torch.from_numpy(np.stack([cell_density(keypoint_map, cell) for keypoint_map in maps]))
+        numbers = compare(online, resample_density(whole, crop_box, image_size // cell))
+        print(f"| {detector.name} | {detector.footprint} | {np.mean(counts):.0f} | {cell} | {numbers} |")
+
+
+def compare(online: torch.Tensor, mapped: torch.Tensor) -> str:
+    weights, mapped_weights = (CellWeighting()(density).numpy() for density in (online, mapped))
+    density_r = np.corrcoef(online.numpy().ravel(), mapped.numpy().ravel())[0, 1]
     weight_r = np.corrcoef(weights.ravel(), mapped_weights.ravel())[0, 1]
     return (
-        f"| {detector.name} | {detector.footprint} | {np.mean(counts):.0f} | {weights.mean():.2f} | "
-        f"{np.percentile(weights, 95):.1f} | {weights.max():.1f} | {density_r:.2f} | {weight_r:.2f} |"
+        f"{weights.mean():.2f} | {np.percentile(weights, 95):.1f} | {weights.max():.1f} | {density_r:.2f} | "
+        f"{weight_r:.2f} | {mapped_weights.mean() / weights.mean():.2f}"
     )
 
 

@@ -1,17 +1,26 @@
 """Arguments of the scripts, as dataclasses of which `command_line.parse` makes options."""
 
+import importlib.util
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
-from .density import DensityDetector, detection_side
+from .density import DensityDetector
 from .errors import InputError
 from .keypoints import KeypointDetector
+from .limits import check_ranges
+from .masking import num_masked_blocks
+from .modeling_kamim import build_config
+from .run_directory import check_output_dir
 from .training_arguments import PretrainingArguments, ProbingArguments
 from .views import RandomView
 from .weighting import CellWeighting
 
 STREAM_EVAL_SAMPLES = 1000
+TRUST_HELP = (
+    "Read files outside of the data set's folder, too, and addresses, where its README.md or its rows name them; only "
+    "if you trust whoever wrote these. Without it such a data set is refused."
+)
 
 
 @dataclass
@@ -47,9 +56,10 @@ class DataArguments:
         },
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
-        check_positive(self, "max_train_samples", "max_eval_samples", "num_proc")
+        check_ranges(self)
 
 
 @dataclass
@@ -75,7 +85,7 @@ class StreamingArguments:
     )
 
     def __post_init__(self):
-        check_positive(self, "shuffle_buffer")
+        check_ranges(self)
 
 
 @dataclass
@@ -116,13 +126,22 @@ class KamimArguments:
     vertical_flip: float = field(default=0.5, metadata={"help": "Probability of a vertical flip."})
 
     def __post_init__(self):
-        if not 0 < self.mask_ratio < 1:
-            raise InputError(f"mask_ratio is {self.mask_ratio}; it must be between 0 and 1, both excluded")
+        check_ranges(self)
         token = 16 if self.model_type == "vit" else 4
         _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
         _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
         _check_divides(f"the {self.model_type} patch size", token, "mask_patch_size", self.mask_patch_size)
+        blocks = (self.image_size // self.mask_patch_size) ** 2
+        if num_masked_blocks(blocks, self.mask_ratio) >= blocks:
+            raise InputError(
+                f"mask_ratio is {self.mask_ratio}, which masks all of the {blocks} block(s) of mask_patch_size "
+                f"{self.mask_patch_size} in image_size {self.image_size}; one at least must stay visible: give a "
+                "smaller ratio or smaller blocks"
+            )
+        build_config(self.model_type, self.model_size, self.image_size)
         self.cell_weighting(), self.detector(), self.random_view()
+        if self.weighting != "none" and self.keypoint_source == "map":
+            self.densities().check_cells(self.weight_patch_size)
 
     @property
     def method(self) -> str:
@@ -138,8 +157,8 @@ class KamimArguments:
     def detector(self) -> KeypointDetector:
         """The detector that these arguments describe."""
         try:
-            parameters = json.loads(self.keypoint_detector_args or "{}")
-        except json.JSONDecodeError as error:
+            parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
+        except ValueError as error:
             raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}, not JSON: {error}") from None
         if not isinstance(parameters, dict):
             raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
@@ -147,7 +166,7 @@ class KamimArguments:
 
     def densities(self) -> DensityDetector:
         """The detector of whole images that these arguments describe."""
-        return DensityDetector(self.detector(), detection_side(self.image_size, self.crop_min_scale))
+        return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
 
     def random_view(self) -> RandomView:
         """The crop and flips that these arguments describe."""
@@ -166,9 +185,10 @@ class SourceArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of a Hub data set."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the images; found where not given."})
     num_proc: int | None = field(default=None, metadata={"help": "Processes of this machine."})
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
-        check_positive(self, "num_proc")
+        check_ranges(self)
 
 
 @dataclass
@@ -205,19 +225,16 @@ class PreparationArguments:
     repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
 
     def __post_init__(self):
+        check_output_dir(self.output_dir)
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
-        check_positive(self, "image_size", "rows_per_shard")
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"quality is {self.quality}; it must be between 1 and 100")
-        RandomView(self.crop_min_scale)
+        check_ranges(self)
         self.densities()
 
     def densities(self) -> tuple[DensityDetector, ...]:
         """The detectors of whole images that these arguments describe."""
-        side = detection_side(self.image_size, self.crop_min_scale)
-        names = dict.fromkeys(self.keypoint_detector)
-        return tuple(DensityDetector(KeypointDetector(name, self.keypoint_footprint), side) for name in names)
+        detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
+        return tuple(DensityDetector(detector, self.image_size, self.crop_min_scale) for detector in detectors)
 
 
 @dataclass
@@ -265,12 +282,8 @@ class HubArguments:
     )
 
 
-def check_positive(arguments: Any, *names: str) -> None:
-    """Raise InputError where one of these arguments is given and below 1."""
-    for name in names:
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}; it must be at least 1")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
@@ -300,7 +313,7 @@ class OnlineProbeArguments:
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
 
     def __post_init__(self):
-        check_positive(self, "probe_images")
+        check_ranges(self)
         self.probe_steps(1)
 
     def probe_steps(self, steps_per_epoch: int) -> int | None:
@@ -337,7 +350,8 @@ class ClassificationArguments:
         default="paper",
         metadata={
             "help": "Linear probe: the paper's; with its LayerNorm (Table 5); MAE's (BatchNorm, crop and flip, LARS, "
-            "last block); or on features computed once, several learning rates side by side, with nearest neighbours."
+            "last block, without a last batch that is smaller); or on features computed once, several learning rates "
+            "side by side, with nearest neighbours."
         },
     )
     model_name_or_path: str | None = field(
@@ -413,20 +427,13 @@ class ClassificationArguments:
     )
 
     def __post_init__(self):
-        if not 0 < self.validation_fraction < 1:
-            raise InputError(f"validation_fraction is {self.validation_fraction}; it must be between 0 and 1")
-        if self.layer is not None and self.layer < 1:
-            raise InputError(f"layer is {self.layer}; blocks are counted from 1")
-        if self.low_shot is not None and not 0 < self.low_shot <= 1:
-            raise InputError(f"low_shot is {self.low_shot}; it is a share of the training images, in (0, 1]")
+        check_ranges(self)
         if self.mode != "linear_probe" and self.protocol != "paper":
             raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
-        if not 0 < self.layer_decay <= 1:
-            raise InputError(f"layer_decay is {self.layer_decay}; it must be in (0, 1], where 1 is no decay")
-        if self.drop_path is not None and not 0 <= self.drop_path < 1:
-            raise InputError(f"drop_path is {self.drop_path}; it is a probability, in [0, 1)")
         if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):
             raise InputError("layer_decay, ema_decay and drop_path are for --mode finetune")
+        if self.protocol == "mae" and importlib.util.find_spec("timm") is None:
+            raise InputError("protocol is mae, whose LARS is timm's, which is not installed; run: pip install timm")
         if self.augmentation == "auto":
             self.augmentation = _AUGMENTATIONS[self.protocol]
 

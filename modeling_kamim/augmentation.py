@@ -14,6 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from .errors import InputError
 from .images import decode_image
+from .pixel_range import PixelRange
 from .transforms import channels_first
 from .views import RandomView, View
 
@@ -69,12 +70,14 @@ class ClassificationTransform:
         image_column, label_column: columns of the row.
         image_size: side of the result in pixels.
         augmentation: one of the four; validation takes "none".
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
     """
 
     image_column: str
     label_column: str
     image_size: int
     augmentation: str
+    pixel_range: PixelRange | None = None
 
     def __post_init__(self):
         _check_augmentation(self.augmentation)
@@ -86,7 +89,7 @@ class ClassificationTransform:
             pixel_values `(3, image_size, image_size)` uint8, labels int; for "paper" and "strong" also mixing_seed int,
             which asks `MixingCollator` to mix the batch.
         """
-        image = decode_image(row[self.image_column])
+        image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
         height, width = image.shape[:2]
         crops = self.augmentation in ("strong", "crop_flip")
         view = _CROP(height, width, rng) if crops else View.whole(height, width)

@@ -1,8 +1,10 @@
 """Command line and YAML: the YAML file sets the defaults, the command line wins, unknown keys are errors."""
 
 import argparse
+import datetime
 import difflib
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -60,14 +62,17 @@ def parse(
 
 
 _REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
-_NOT_OF_THE_RUN = ("output_dir", "push_to_hub", "resume_from_checkpoint", "num_proc", "report_to", "disable_tqdm")
+_NOT_OF_THE_RUN = re.compile(
+    r"output_dir|push_to_hub|resume_from_checkpoint|num_proc|report_to|disable_tqdm|run_name|project|(hub|trackio)_\w*"
+)
 
 
 def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
     """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
 
-    Local paths become "local:" and their last part. What names a place instead of the training (output_dir, what
-    begins with hub_, ...) is left out. The first line is a comment with the command.
+    What names a place instead of the training (output_dir, what begins with hub_, ...) is left out. So is what cannot
+    be published as it is, such as a local path; a comment tells its key and its public name. The first line is a
+    comment with the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_types, allow_abbrev=False)
@@ -75,18 +80,37 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
-    settings = {
-        key: value for key, value in vars(given).items() if key not in _NOT_OF_THE_RUN and not key.startswith("hub_")
-    }
+    settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
     typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
     options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
-    command = " ".join(["python", Path(sys.argv[0]).name, *([_public_file(argv[0])] if has_file else []), *options])
-    body = yaml.safe_dump(public_settings(settings), sort_keys=False) if settings else ""
-    return f"# {without_tokens(command)}\n{without_tokens(body)}"
+    command = " ".join(
+        ["python", Path(sys.argv[0]).name, *([_shell_word(_public_file(argv[0]))] if has_file else []), *options]
+    )
+    public = {key: public_settings(value, key) for key, value in settings.items()}
+    hidden = "".join(
+        f"# {key}: {_as_typed(public[key])} (on the machine of the run; give your own)\n"
+        for key in settings
+        if public[key] != settings[key]
+    )
+    kept = {key: value for key, value in settings.items() if public[key] == value}
+    body = yaml.safe_dump(kept, sort_keys=False) if kept else ""
+    return without_tokens(f"# {command}\n{hidden}{body}")
 
 
 def _as_typed(value: Any) -> str:
-    return shlex.join(map(str, value if isinstance(value, list) else [value]))
+    return " ".join(_shell_word(str(word)) for word in (value if isinstance(value, list) else [value]))
+
+
+def _shell_word(word: str) -> str:
+    """The word as it is typed in a shell, on one line: in bash's $'...' where a character cannot be printed."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (c if c.isprintable() and c not in "\\'" else _escape(c) for c in word)
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(character: str) -> str:
+    return f"\\{character}" if character in "\\'" else f"\\U{ord(character):08x}"
 
 
 def _public_file(file: str) -> str:
@@ -94,6 +118,10 @@ def _public_file(file: str) -> str:
 
 
 _MOST_ITEMS = 200  # of a mapping in a YAML file
+_MOST_BYTES = 50_000  # of a YAML file
+_MOST_KEYS = 1000  # of a mapping with those that `<<` merges into it
+_MOST_MERGES = 100  # in a YAML file
+_MOST_LEVELS = 100  # of lists and mappings in each other
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -123,18 +151,20 @@ class _Parser(HfArgumentParser):
                 continue
             values = value if isinstance(value, list) else [value]
             try:
-                argv += [f"--{key}", *map(_as_word, values)]
-            except TypeError as error:
+                words = [_as_word(value) for value in values]
+            except (TypeError, ValueError) as error:
                 raise InputError(f"{key} in {path}: {error}; give a value, a list of values, or a mapping") from None
+            # one word could begin with a dash, which only the first form allows
+            argv += [f"--{key}={words[0]}"] if len(words) == 1 else [f"--{key}", *words]
         return argv
 
 
 def _as_word(value: Any) -> str:
     """A YAML value as a word of the command line; a mapping becomes JSON."""
-    if isinstance(value, list | set | bytes):
-        raise TypeError(f"a {type(value).__name__} where a value is expected")
-    if not isinstance(value, dict):
+    if isinstance(value, str | int | float | datetime.date):
         return str(value)
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} where a value is expected")
     items: list[Any] = [value]
     for item in items:  # grows meanwhile; aliases can make it endless
         if len(items) > _MOST_ITEMS:
@@ -143,16 +173,44 @@ def _as_word(value: Any) -> str:
     return json.dumps(value)
 
 
+class _SettingsLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, with limits on nesting and on what merges (`<<: [*a, *a]`) make of a small file."""
+
+    num_merges = num_levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.num_levels += 1
+        if self.num_levels > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(problem=f"more than {_MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self.num_levels -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        self.num_merges += sum(len(v.value) for k, v in node.value if k.tag == _MERGE and isinstance(v.value, list))
+        if self.num_merges <= _MOST_MERGES:
+            super().flatten_mapping(node)
+        if self.num_merges > _MOST_MERGES or len(node.value) > _MOST_KEYS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MOST_MERGES} merges (<<) or {_MOST_KEYS} keys", node.start_mark
+            )
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys of a YAML file.
 
     Raises:
-        InputError: if there is no such file, or it is not a flat mapping.
+        InputError: if there is no such file, it is large, or it is not a flat mapping.
     """
     if not path.is_file():
         raise InputError(f"there is no config file {path}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes; a config file has at most {_MOST_BYTES:,}")
     try:
-        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        keys = yaml.load(path.read_text(encoding="utf-8"), _SettingsLoader)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything

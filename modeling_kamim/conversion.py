@@ -5,11 +5,14 @@ Architecture and size are read from the shapes of the tensors. Names are transla
 """
 
 import argparse
+import itertools
 import math
 import pickle
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,7 @@ from transformers import (
 )
 
 from .errors import InputError, first_line
+from .finite import nonfinite_names
 from .modeling_kamim import MODEL_SIZES, check_image_size, quiet_loading
 from .processor import image_processor
 
@@ -142,19 +146,28 @@ def convert_checkpoint(
         image_size: side of the input of a Swin in pixels, where the file does not hold it.
 
     Raises:
-        InputError: if the file is not there, cannot be read without running code, does not belong to the source, or
-            cannot be expressed by transformers' ViT or Swin; if output_dir holds files.
+        InputError: if the file is not there, cannot be read without running code, does not belong to the source,
+            cannot be expressed by transformers' ViT or Swin, or holds weights that are no finite floating-point
+            numbers; if output_dir holds files. Nothing is written then.
     """
     if source not in SOURCES:
         raise InputError(f"source is {source!r}; allowed: {', '.join(SOURCES)}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size is {image_size}; it must be at least 1")
     check_output_dir(output_dir)
     weights = _READERS[source](load_state_dict(file, source))
     config = _vit_config if weights.model_type == "vit" else _swin_config
-    model = _build(weights, config(weights, source, num_heads, image_size), source)
+    try:
+        model = _build(weights, config(weights, source, num_heads, image_size), source)
+    except InputError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise InputError(f"shapes in the file are those of no model: {first_line(error)}; {_WRONG_SOURCE}") from error
     notes = _notes(weights, model.config, num_heads, image_size)
-    model.save_pretrained(output_dir)
-    image_processor(model.config.image_size).save_pretrained(output_dir)
-    _card(source, file, output_dir, model, notes).save(output_dir / "README.md")
+    with written_whole(output_dir) as unfinished:
+        model.save_pretrained(unfinished)
+        image_processor(model.config.image_size).save_pretrained(unfinished)
+        _card(source, file, output_dir, model, notes).save(unfinished / "README.md")
     return Conversion(model, notes)
 
 
@@ -162,6 +175,21 @@ def check_output_dir(output_dir: Path) -> None:
     """Raise InputError unless `output_dir` is an empty directory or is not there."""
     if output_dir.is_file() or (output_dir.is_dir() and any(output_dir.iterdir())):
         raise InputError(f"the output {output_dir} exists and is not an empty directory; name another or empty it")
+
+
+@contextmanager
+def written_whole(output_dir: Path) -> Iterator[Path]:
+    """A folder to write into, whose files come into `output_dir` at the end; after an error nothing is left of them.
+
+    Args:
+        output_dir: an empty directory, or not there; its parents are made.
+    """
+    beside = next(folder for folder in (output_dir, *output_dir.absolute().parents) if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=beside) as folder:
+        yield Path(folder)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        for file in Path(folder).iterdir():
+            file.replace(output_dir / file.name)
 
 
 def load_state_dict(file: Path, source: str) -> StateDict:
@@ -354,13 +382,19 @@ def _from_timm(model_type: str, state: StateDict, left_out: str) -> Weights:
 
 
 def _depths(keys: Iterable[str], pattern: str) -> list[int]:
-    """Blocks of each stage; the pattern's last group is the number of a block, one before it that of its stage."""
+    """Blocks of each stage; the pattern's last group is the number of a block, one before it that of its stage.
+
+    Raises:
+        InputError: if a number is larger than that of the blocks there are.
+    """
+    numbers = {match.groups() for key in keys if (match := re.match(pattern, key))}
+    for number in itertools.chain.from_iterable(numbers):
+        if len(number) > 4 or int(number) >= len(numbers):
+            raise InputError(f"there are {len(numbers)} block(s), one with the number {number[:20]}; {_WRONG_SOURCE}")
     deepest: Counter[int] = Counter()
-    for key in keys:
-        if match := re.match(pattern, key):
-            *stages, block = map(int, match.groups())
-            stage = stages[0] if stages else 0
-            deepest[stage] = max(deepest[stage], block + 1)
+    for *stages, block in (map(int, group) for group in numbers):
+        stage = stages[0] if stages else 0
+        deepest[stage] = max(deepest[stage], block + 1)
     return [deepest[stage] for stage in range(max(deepest, default=-1) + 1)]
 
 
@@ -449,6 +483,7 @@ def _build(weights: Weights, config: ViTConfig | SwinConfig, source: str) -> Pre
     settings: dict[str, Any] = {} if weights.decoder or weights.model_type == "swin" else {"add_pooling_layer": False}
     prefix = f"{weights.model_type}." if weights.decoder else ""
     state = {prefix + key: tensor for key, tensor in weights.encoder.items()} | weights.decoder
+    _check_weights(state)
     # copies, because safetensors does not save parts of one tensor
     state = {key: tensor.detach().to(torch.float32, copy=True) for key, tensor in state.items()}
     try:
@@ -466,6 +501,21 @@ def _build(weights: Weights, config: ViTConfig | SwinConfig, source: str) -> Pre
     if problems:
         raise InputError(f"{'; '.join(problems)}; {_WRONG_SOURCE} (--source {source})")
     return model.eval()
+
+
+def _check_weights(state: StateDict) -> None:
+    odd = [
+        f"{key} ({tensor.dtype})".replace("torch.", "")
+        for key, tensor in state.items()
+        if not tensor.is_floating_point() or tensor.layout != torch.strided
+    ]
+    if odd:
+        raise InputError(f"weights must be dense real floating-point numbers; these are not: {_listed(odd, 5)}")
+    nonfinite = nonfinite_names(state.items())
+    if nonfinite:
+        raise InputError(
+            f"weights are NaN or infinite in: {_listed(nonfinite, 5)}; the file is damaged, or its training"
+        )
 
 
 def _require(state: StateDict, key: str) -> torch.Tensor:

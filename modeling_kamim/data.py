@@ -1,5 +1,7 @@
 """Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
 
+import contextlib
+import hashlib
 import logging
 import math
 import os
@@ -14,21 +16,31 @@ import cv2
 import datasets
 import numpy as np
 import torch
+from datasets.packaged_modules.folder_based_builder.folder_based_builder import FolderBasedBuilder
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
-from .images import UNNAMED, BadImageError, printable
+from .images import UNNAMED, BadImageError, printable, read_image
+from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
+from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
 
 logger = logging.getLogger(__name__)
 
 IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "pixel_values", "jpg", "png")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "category", "target", "cls")
 VALIDATION_SPLITS = ("validation", "valid", "val", "test")
+FINGERPRINT_ROWS = 64
 _WILDCARDS = re.compile(r"[*?[]|::")
 
 
-def load_images(name: str | None, config_name: str | None = None) -> datasets.DatasetDict:
+def load_images(
+    name: str | None,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    trust_data_files: bool = False,
+) -> datasets.DatasetDict:
     """Load a data set by what it is.
 
     Args:
@@ -36,8 +48,11 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
             or `train/` and `validation/` of those), a folder of Parquet files or one such file, or a Hub id; None
             for the embedded photographs.
         config_name: configuration of a Hub data set.
+        image_column: column of the images; found where not given.
+        trust_data_files: read files outside of the data set's folder, too, where its texts name them.
 
     Raises:
+        OutsideError: if it names files outside of its folder, and is not trusted.
         InputError: if nothing can be loaded from there.
     """
     if name is None:
@@ -48,13 +63,14 @@ def load_images(name: str | None, config_name: str | None = None) -> datasets.Da
         )
         return load_photographs()
     try:
-        loaded = _load(name, config_name)
+        return _load(name, config_name, image_column, trust_data_files)
+    except OutsideError:
+        raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"cannot load data set {name!r}: {loading_reason(error)}. Give a folder of images, a folder of Parquet "
             "files, a directory saved by `datasets`, or the id of a data set on the Hub"
         ) from error
-    return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
 
 
 def loading_reason(error: BaseException) -> str:
@@ -66,12 +82,58 @@ def loading_reason(error: BaseException) -> str:
     return first_line(error)
 
 
-def _load(name: str, config_name: str | None) -> datasets.DatasetDict | datasets.Dataset:
-    source = builder_arguments(name, config_name)
+def _load(name: str, config_name: str | None, image_column: str | None, trust: bool) -> datasets.DatasetDict:
     path = Path(name).expanduser()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        return datasets.load_from_disk(str(path))
-    return datasets.load_dataset(**source)
+        loaded, folders = datasets.load_from_disk(str(path)), folders_of(path)
+        refuse(name, file_findings(_files(loaded), folders), trust)
+    else:
+        builder = open_builder(name, config_name, trust)
+        builder.download_and_prepare()
+        loaded, folders = builder.as_dataset(), readable_folders(builder, path)
+    splits = loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
+    columns = []
+    with contextlib.suppress(InputError):  # the caller says that there is none
+        columns = [find_image_column(next(iter(splits.values())), image_column)]
+    rows = [finding for split in splits for finding in row_findings(splits[split].data.table, folders, columns, split)]
+    refuse(name, rows, trust)
+    return splits
+
+
+def _files(saved: datasets.DatasetDict | datasets.Dataset) -> list[str]:
+    splits = saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]
+    return [file["filename"] for rows in splits for file in rows.cache_files]
+
+
+def open_builder(name: str, config_name: str | None, trust_data_files: bool) -> datasets.DatasetBuilder:
+    """The builder of a Parquet file, a folder, or a Hub id, which reads no other data files.
+
+    Raises:
+        OutsideError: if it would, and is not trusted.
+        InputError: for a path where there is nothing, or a folder whose name `datasets` takes for a pattern.
+    """
+    source, path = builder_arguments(name, config_name), Path(name).expanduser()
+    is_local = "name" not in source
+    if is_local and path.is_dir():
+        refuse(name, settings_findings(path), trust_data_files)
+    builder = datasets.load_dataset_builder(**source)
+    files = (str(file) for files in (builder.config.data_files or {}).values() for file in files)
+    allowed = folders_of(path) if is_local else (f"hf://datasets/{name}@",)
+    refuse(name, file_findings(files, allowed), trust_data_files)
+    return builder
+
+
+def readable_folders(builder: datasets.DatasetBuilder, path: Path) -> tuple[str, ...]:
+    """Where the files lie that rows may name: in the data set's folder; of one of the Hub that is images, in the cache.
+
+    Args:
+        builder: of `open_builder`.
+        path: of the data set, if it is a local one.
+    """
+    if path.exists():
+        return folders_of(path)
+    caches = (HF_HUB_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(map(os.path.abspath, caches)) if isinstance(builder, FolderBasedBuilder) else ()
 
 
 def builder_arguments(name: str, config_name: str | None) -> dict[str, Any]:
@@ -132,7 +194,7 @@ def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> s
 def _find_column(
     dataset: datasets.Dataset, column: str | None, argument: str, feature_type: type, usual_names: tuple[str, ...]
 ) -> str:
-    columns = ", ".join(f"{key} ({_describe(feature)})" for key, feature in dataset.features.items())
+    columns = ", ".join(f"{key} ({describe(feature)})" for key, feature in dataset.features.items())
     if column is not None:
         if column not in dataset.features:
             raise InputError(f"there is no column {column!r} for --{argument}; the data set has: {columns}")
@@ -146,10 +208,6 @@ def _find_column(
     raise InputError(f"cannot tell which column is the {argument}; name it with --{argument}. Columns: {columns}")
 
 
-def _describe(feature: Any) -> str:
-    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-
-
 def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
     """Hand out images as bytes or paths, so that decoding happens once, in this package's decoder.
 
@@ -159,7 +217,7 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
     try:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError, datasets.exceptions.DatasetsError) as error:
-        kind = _describe(dataset.features[image_column])
+        kind = describe(dataset.features[image_column])
         raise InputError(
             f"column {image_column!r} holds {kind}, not images; name another with --image_column"
         ) from error
@@ -171,7 +229,7 @@ def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
     Raises:
         InputError: if nothing can be loaded, or there are no images in it.
     """
-    splits = load_images(source.dataset_name, source.dataset_config_name)
+    splits = load_images(source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files)
     column = find_image_column(next(iter(splits.values())), source.image_column)
     return datasets.DatasetDict({name: keep_encoded(rows, column) for name, rows in splits.items()}), column
 
@@ -185,11 +243,10 @@ def encode_labels(
         classes: of the training split, for another split of the same data.
 
     Raises:
-        InputError: if another split has a label that `classes` lacks, or hides its labels (-1).
+        InputError: if a label is missing or no class, or another split has one that `classes` lacks.
     """
+    check_labels(dataset, label_column)
     feature = dataset.features[label_column]
-    if isinstance(feature, datasets.ClassLabel) and min(dataset[label_column]) < 0:
-        raise InputError("a split has images without a label (-1); name another with --validation_split")
     if isinstance(feature, datasets.ClassLabel) and (classes is None or classes.names == feature.names):
         return dataset
     if classes is None:
@@ -242,10 +299,14 @@ def load_labelled_images(
     Raises:
         InputError: if it cannot be loaded, has no labels, or fewer than 2 classes.
     """
-    images = load_images(args.dataset_name, args.dataset_config_name)
+    images = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     train, validation = choose_splits(images, args.train_split, args.validation_split)
     image_column = find_image_column(train, args.image_column)
-    label_column = find_label_column(train, label_column)
+    try:
+        label_column = find_label_column(train, label_column)
+    except InputError as error:
+        raise InputError(f"{error}{uneven_folders(images.values(), image_column)}") from None
+    check_class_folders(train, image_column, label_column)
     train = encode_labels(train, label_column)
     classes = train.features[label_column]
     if classes.num_classes < 2:
@@ -284,6 +345,29 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
     return dataset.shuffle(seed=seed).take(max_samples)
 
 
+def content_fingerprint(rows: datasets.Dataset) -> str:
+    """What tells a data set from others, wherever it lies: its columns, its length, and the content of 64 of its rows.
+
+    Args:
+        rows: with images as `datasets.Image(decode=False)`.
+    """
+    digest = hashlib.sha256(f"{len(rows)} {sorted(rows.column_names)}".encode())
+    places = Random(len(rows)).sample(range(len(rows)), min(FINGERPRINT_ROWS, len(rows)))
+    for row in rows.__getitems__(sorted(places)):
+        for name in sorted(row):
+            digest.update(_content(row[name]))
+    return digest.hexdigest()[:16]
+
+
+def _content(value: Any) -> bytes:
+    if not isinstance(value, dict):
+        return repr(value).encode()
+    try:
+        return read_image(value)
+    except BadImageError as error:
+        return error.reason.encode()
+
+
 def settle_worker() -> None:
     """Settle a worker of a loader: one thread, and a process group of its own; elsewhere do nothing.
 
@@ -316,9 +400,17 @@ class SampleDataset(torch.utils.data.Dataset):
         self.seed = seed
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared with the loader's workers
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw new crops, flips and masks; reaches workers that already run."""
+    def draw_for_epoch(self, epoch: int) -> None:
+        """Draw new crops, flips and masks; reaches workers that already run.
+
+        Not named `set_epoch`, which accelerate's loaders call with a count of their own: in evaluation too.
+        """
         self._epoch.fill_(epoch)
+
+    @property
+    def content(self) -> str:
+        """What tells these images from others, see `content_fingerprint`."""
+        return content_fingerprint(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -14,14 +14,20 @@ import cv2
 import datasets
 from PIL import Image
 
-from .images import BadImageError, decode_image, open_image, printable, read_image
+from .density import DensityDetector, density_label, stored_columns
+from .images import BadImageError, bad_density, decode_image, open_image, printable, read_image
+from .keypoint_share import TOLERATED, describe_share
+from .keypoints import KeypointDetector
+from .map_steps import measure_pixel_range
+from .pixel_range import PixelRange, is_deep
 
 TINY = 32  # pixels of the short side
 STRIP = 8  # long side to short side
 LISTED = 5  # names of a group in the report
 _ORIENTATION = 0x0112
 _PNG_START = b"\x89PNG"
-_BITS_PER_SAMPLE = 258  # tag of TIFF
+_DEEP = "more than 8 bits"
+_DEFAULT_DENSITIES = DensityDetector(KeypointDetector(), image_size=192)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _COLUMNS = {
     "name": "string",
@@ -32,6 +38,7 @@ _COLUMNS = {
     "num_bytes": "int64",
     "traits": "string",
     "digest": "binary",
+    "has_keypoints": "bool",
 }
 
 
@@ -43,47 +50,68 @@ class DatasetCheck:
         num_images: of each split.
         bad: reason to lines, each with the name of an image that cannot be decoded and what is wrong with it.
         unusual: trait to names of images that train, but are worth knowing.
+        densities: "column of label" to the number of stored keypoint densities.
+        bad_densities: column to lines, each with the name of an image whose stored density is damaged or missing.
         copies: names of images with the same bytes as an earlier one, and that one.
         shared: the same, where the earlier one is in another split.
+        pixel_range: by which training scales images of more than 8 bits; None where there are none.
+        num_without_keypoints: images in which FAST finds nothing at the default size.
         short_sides: in pixels, of the images that can be decoded.
         long_sides: in pixels.
         num_bytes: of the files.
         not_read: suffix to number of files in the folder that are not taken for images.
         seconds: that the check took.
+        outside: lines on what names files outside of the data set's folder; the images are then not checked.
+        links: lines on links that lead out of it.
     """
 
     num_images: dict[str, int] = field(default_factory=dict)
     bad: dict[str, list[str]] = field(default_factory=dict)
     unusual: dict[str, list[str]] = field(default_factory=dict)
+    densities: Counter[str] = field(default_factory=Counter)
+    bad_densities: dict[str, list[str]] = field(default_factory=dict)
     copies: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
+    pixel_range: PixelRange | None = None
+    num_without_keypoints: int = 0
     short_sides: list[int] = field(default_factory=list)
     long_sides: list[int] = field(default_factory=list)
     num_bytes: list[int] = field(default_factory=list)
     not_read: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
+    outside: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
 
     @property
     def num_bad(self) -> int:
-        """Images that cannot be decoded."""
-        return sum(map(len, self.bad.values()))
+        """Images that cannot be decoded, and stored densities that cannot be used."""
+        return sum(map(len, [*self.bad.values(), *self.bad_densities.values()]))
 
     def bad_images(self) -> str:
-        """A line for each bad image."""
-        return "".join(f"{line}\n" for lines in self.bad.values() for line in lines)
+        """A line for each bad image and density, or for each file outside of the folder."""
+        groups = [*self.bad.values(), *self.bad_densities.values(), self.outside]
+        return "".join(f"{line}\n" for lines in groups for line in lines)
 
     def report(self) -> str:
         """What was found, to be read."""
+        if self.outside:
+            lines = _groups({"would be read outside of the data set's folder": self.outside})
+            return "\n".join([*lines, "No image was read. If you trust these entries, pass --trust_data_files true."])
         total = sum(self.num_images.values())
         splits = ", ".join(f"{split} {count:,}" for split, count in self.num_images.items())
         speed = total / max(self.seconds, 1e-9)
         lines = [f"{total:,} images ({splits}) in {self.seconds:.1f} s, {speed:,.0f} a second"]
-        if self.num_bad:
-            lines += [f"{self.num_bad:,} cannot be decoded:", *_groups(self.bad)]
+        if self.bad:
+            lines += [f"{sum(map(len, self.bad.values())):,} cannot be decoded:", *_groups(self.bad)]
         else:
             lines.append("All can be decoded.")
         if self.unusual:
             lines += ["Unusual, but they train:", *_groups(self.unusual)]
+        lines += self._pixels()
+        lines += _groups({"are read through links out of the folder": self.links} if self.links else {})
+        if self.densities or self.bad_densities:
+            lines += ["Stored keypoint densities:", *(f"{count:8,}  {name}" for name, count in self.densities.items())]
+            lines += _groups({f"{column}: damaged or missing": names for column, names in self.bad_densities.items()})
         lines += _groups({"have the same bytes as an image of another split": self.shared} if self.shared else {})
         lines += _groups({"have the same bytes as an earlier image": self.copies} if self.copies else {})
         if self.short_sides:
@@ -94,6 +122,16 @@ class DatasetCheck:
             kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in self.not_read.most_common(LISTED))
             lines.append(f"Files in the folder that are not read as images: {self.not_read.total():,} ({kinds}).")
         return "\n".join(lines)
+
+    def _pixels(self) -> list[str]:
+        lines, deep, total = [], len(self.unusual.get(_DEEP, ())), len(self.short_sides)
+        if self.pixel_range is not None:
+            lines.append(f"Training scales the {deep:,} of more than 8 bits: {self.pixel_range} becomes 0 to 255.")
+        if self.num_without_keypoints > TOLERATED * total:
+            lines.append(f"{describe_share(self.num_without_keypoints, total, 'images')}.")
+        elif total:
+            lines.append(f"FAST finds no keypoints in {self.num_without_keypoints:,} of them.")
+        return lines
 
 
 def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int | None = None) -> DatasetCheck:
@@ -106,21 +144,31 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     check = DatasetCheck()
     start = time.perf_counter()
     seen: dict[bytes, tuple[str, str]] = {}
+    train = images["train"] if "train" in images else next(iter(images.values()))
+    check.pixel_range = measure_pixel_range(train, image_column, num_proc)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
-        for row in _inspect(rows, image_column, num_proc, f"Checking {split}"):
+        for row in _inspect(rows, image_column, check.pixel_range, num_proc, f"Checking {split}"):
             _add(check, row, split, seen)
+        for column in stored_columns(rows.column_names):
+            _add_densities(check, rows.select_columns([image_column, column]), image_column, column)
     check.seconds = time.perf_counter() - start
     return check
 
 
-def _inspect(rows: datasets.Dataset, image_column: str, num_proc: int | None, description: str) -> datasets.Dataset:
+def _inspect(
+    rows: datasets.Dataset,
+    image_column: str,
+    pixel_range: PixelRange | None,
+    num_proc: int | None,
+    description: str,
+) -> datasets.Dataset:
     return rows.select_columns([image_column]).map(
         _inspect_batch,
         batched=True,
         batch_size=100,
         with_indices=True,
-        fn_kwargs={"image_column": image_column},
+        fn_kwargs={"image_column": image_column, "pixel_range": pixel_range},
         remove_columns=[image_column],
         features=datasets.Features({name: datasets.Value(kind) for name, kind in _COLUMNS.items()}),
         load_from_cache_file=False,
@@ -130,26 +178,31 @@ def _inspect(rows: datasets.Dataset, image_column: str, num_proc: int | None, de
     )
 
 
-def _inspect_batch(rows: dict[str, list], indices: list[int], image_column: str) -> dict[str, list]:
+def _inspect_batch(
+    rows: dict[str, list], indices: list[int], image_column: str, pixel_range: PixelRange | None
+) -> dict[str, list]:
     cv2.setNumThreads(1)
-    found = [inspect_image(source, index) for source, index in zip(rows[image_column], indices, strict=True)]
+    numbered = zip(rows[image_column], indices, strict=True)
+    found = [inspect_image(source, index, pixel_range) for source, index in numbered]
     return {name: [row[name] for row in found] for name in _COLUMNS}
 
 
-def inspect_image(source: dict[str, Any] | None, row: int) -> dict[str, Any]:
-    """Facts of one image: `name, error, reason` (None where it is good), `height, width, num_bytes, traits, digest`.
+def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None) -> dict[str, Any]:
+    """Facts of one image, as `_COLUMNS` lists them; `error` and `reason` are None where it is good.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`.
         row: of the split, to name an image that has no name.
+        pixel_range: by which it is scaled if it has more than 8 bits.
     """
     name = printable((source or {}).get("path") or f"the image in row {row}")
     facts: dict[str, Any] = {**dict.fromkeys(_COLUMNS), "name": name}
     try:
         data = read_image(source, name)
-        height, width = decode_image({"bytes": data, "path": (source or {}).get("path")}, name).shape[:2]
+        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range)
     except BadImageError as error:
         return facts | {"error": error.finding, "reason": error.reason}
+    height, width = image.shape[:2]
     traits = [*image_traits(data), *shape_traits(height, width)]
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return facts | {
@@ -158,6 +211,7 @@ def inspect_image(source: dict[str, Any] | None, row: int) -> dict[str, Any]:
         "num_bytes": len(data),
         "traits": ",".join(traits),
         "digest": digest,
+        "has_keypoints": bool(_DEFAULT_DENSITIES.density(image).any()),
     }
 
 
@@ -168,7 +222,7 @@ def image_traits(data: bytes) -> list[str]:
             "gray": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
             "CMYK": image.mode == "CMYK",
             "palette": image.mode in ("P", "PA"),
-            "more than 8 bits": image.mode[0] in "IF" or _bits(image, data) > 8,
+            _DEEP: is_deep(image),
             "transparency (dropped)": "A" in image.getbands() or "transparency" in image.info,
             "animated (its first frame is used)": image.format != "MPO" and _is_animated(image),
             "turned by EXIF": image.getexif().get(_ORIENTATION, 1) in range(2, 9),
@@ -183,13 +237,6 @@ def _has_right_checksums(png: bytes) -> bool:
     except SyntaxError:
         return False
     return True
-
-
-def _bits(image: Image.Image, data: bytes) -> int:
-    if image.format == "PNG":
-        return data[24]
-    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, 8)
-    return max(bits) if isinstance(bits, tuple) else bits
 
 
 def _is_animated(image: Image.Image) -> bool:
@@ -220,10 +267,20 @@ def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes,
         earlier_split, earlier = seen[row["digest"]]
         (check.copies if earlier_split == split else check.shared).append(f"{row['name']} ({earlier})")
     seen.setdefault(row["digest"], (split, row["name"]))
+    check.num_without_keypoints += not row["has_keypoints"]
     short, long = sorted((row["height"], row["width"]))
     check.short_sides.append(short)
     check.long_sides.append(long)
     check.num_bytes.append(row["num_bytes"])
+
+
+def _add_densities(check: DatasetCheck, rows: datasets.Dataset, image_column: str, column: str) -> None:
+    for number, row in enumerate(rows):
+        if label := density_label(row[column]):
+            check.densities[f"{column} of {label}"] += 1
+        else:
+            error = bad_density(row[image_column], f"the image in row {number}", ValueError("damaged or missing"))
+            check.bad_densities.setdefault(column, []).append(error.finding)
 
 
 def _groups(groups: dict[str, list[str]]) -> list[str]:

@@ -1,12 +1,19 @@
 """The errors that the command line turns into a single line instead of a traceback."""
 
+import errno
+import os
+import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 
 class InputError(ValueError):
     """A setting, file or data set that the user can correct; the message says how."""
+
+    def __init__(self, message: str = ""):
+        super().__init__(_own_message(message, type(self)))
 
 
 class StoppedError(RuntimeError):
@@ -18,8 +25,15 @@ class StoppedError(RuntimeError):
     """
 
     def __init__(self, message: str, status: int = 1):
-        super().__init__(message)
+        super().__init__(_own_message(message, type(self)))
         self.status = status
+
+
+def _own_message(message: str, kind: type) -> str:
+    """The message itself, where a loader's worker hands an error on as the text of its traceback."""
+    if not message.startswith(f"Caught {kind.__name__} in "):
+        return message
+    return message.rpartition(f"\n{kind.__module__}.{kind.__qualname__}: ")[2].strip()
 
 
 def first_line(error: BaseException) -> str:
@@ -33,15 +47,81 @@ def on_one_line(error: BaseException) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; an `InputError` (exit status 2) or `StoppedError` ends it with one line."""
+    """Run a script's `main`, and end it with one line whatever happens.
+
+    An `InputError` ends it with exit status 2, a `StoppedError` with its own, Ctrl-C with 130. So do faults of the
+    machine, with status 1: no memory, no room on the disk, a place that cannot be read or written, a closed pipe. Only
+    what is left, which is a bug, shows its traceback, before a line that says what to report.
+    """
     try:
         main()
     except InputError as error:
-        _end("error", error, 2)
+        _end("error", on_one_line(error), 2)
     except StoppedError as error:
-        _end("stopped", error, error.status)
+        _end("stopped", on_one_line(error), error.status)
+    except KeyboardInterrupt:
+        _end("stopped", "interrupted; what was saved before is whole", 130)
+    except BrokenPipeError:
+        _drop_output()
+        _end("stopped", "the reader of the output is gone (broken pipe)", 1)
+    except Exception as error:
+        fault = _fault_of_machine(error)
+        if fault is None:
+            traceback.print_exc()
+            _end("bug", _what_to_report(error), 1)
+        else:
+            _end("error", fault, 1)
 
 
-def _end(kind: str, error: Exception, status: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {kind}: {on_one_line(error)}", file=sys.stderr)
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can.?t allocate memory|insufficient memory", re.IGNORECASE)
+_WAYS_OUT = {
+    errno.ENOSPC: "free some room, or name another place",
+    errno.EDQUOT: "free some room, or name another place",
+    errno.EROFS: "name another place",
+    errno.EACCES: "name another place, or change its permissions",
+    errno.EPERM: "name another place, or change its permissions",
+    errno.EIO: "the disk or the network has a fault",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer workers",
+    errno.ENFILE: "allow more open files, or use fewer workers",
+}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python, torch, OpenCV, a codec or the system found too little memory."""
+    if isinstance(error, OSError) and error.errno is not None:  # its text may hold the name of a file
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def _fault_of_machine(error: Exception) -> str | None:
+    """A line on a fault of the machine and the way out of it; None for any other error."""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({' '.join(first_line(error).split())}); use smaller batches or images, fewer workers, or "
+            "a machine with more memory"
+        )
+    if isinstance(error, OSError) and error.errno in _WAYS_OUT:
+        return f"{on_one_line(error)}: {_WAYS_OUT[error.errno]}"
+    return None
+
+
+def _what_to_report(error: Exception) -> str:
+    from .bug_report import bug_report  # needs what stands above this module
+
+    return (
+        f"this {type(error).__name__} is a fault of the program, not yours; please report it with the traceback above "
+        f"and with: {bug_report()}"
+    )
+
+
+def _drop_output() -> None:
+    """Have nothing written at exit into a pipe that nobody reads."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        return
+
+
+def _end(kind: str, message: str, status: int) -> None:
+    print(f"{Path(sys.argv[0]).name}: {kind}: {message}", file=sys.stderr)
     sys.exit(status)

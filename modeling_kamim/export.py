@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViTConfig
 
-from .conversion import check_output_dir, parameter_names
+from .conversion import check_output_dir, parameter_names, written_whole
 from .errors import InputError
-from .modeling_kamim import SAFE_LOADING, loading_failure, quiet_loading
+from .modeling_kamim import load_whole, loading_failure
 from .processor import image_processor
 
 FORMATS = ("timm", "onnx")
@@ -60,14 +60,15 @@ def export_checkpoint(name_or_path: str, output_dir: Path, file_format: str) -> 
     pixels = torch.randn(2, model.config.num_channels, *_image_size(model.config))
     with torch.no_grad():
         expected = model(pixels).last_hidden_state
-    output_dir.mkdir(parents=True, exist_ok=True)
-    export = _export_timm if file_format == "timm" else _export_onnx
-    file, usage, features = export(model, pixels, output_dir)
-    difference = (features - expected).abs().max().item()
-    if not difference <= TOLERANCE[file_format] * max(1.0, expected.abs().max().item()):
-        raise RuntimeError(f"{file} gives other features than {name_or_path}: they differ by {difference:.1e}")
-    _write_readme(name_or_path, model.config, output_dir, file_format, usage, difference)
-    return Export(file, usage, difference)
+    with written_whole(output_dir) as unfinished:
+        export = _export_timm if file_format == "timm" else _export_onnx
+        file, usage, features = export(model, pixels, unfinished)
+        difference = (features - expected).abs().max().item()
+        if not difference <= TOLERANCE[file_format] * max(1.0, expected.abs().max().item()):
+            raise RuntimeError(f"{file.name} gives other features than {name_or_path}: they differ by {difference:.1e}")
+        text = _readme(name_or_path, output_dir.name, model.config, file_format, usage, difference)
+        (unfinished / "README.md").write_text(text, encoding="utf-8")
+    return Export(output_dir / file.name, usage, difference)
 
 
 def _check_installed(packages: tuple[str, ...], extra: str) -> None:
@@ -83,23 +84,11 @@ def _load_encoder(name_or_path: str) -> PreTrainedModel:
     try:
         model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
     except (OSError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
     if model_type not in ("vit", "swin"):
         raise InputError(f"{name_or_path} is a {model_type!r} checkpoint; give a ViT or Swin")
-    try:
-        with quiet_loading():  # of a pretrained model the decoder and the mask token are left out
-            model, loaded = AutoModel.from_pretrained(
-                name_or_path, add_pooling_layer=False, output_loading_info=True, dtype=torch.float32, **SAFE_LOADING
-            )
-    except (OSError, ValueError) as error:
-        raise _cannot_load(name_or_path, error) from error
-    if loaded["missing_keys"]:
-        raise InputError(f"{name_or_path} lacks parameters of its encoder: {', '.join(sorted(loaded['missing_keys']))}")
+    model, _ = load_whole(AutoModel, name_or_path, add_pooling_layer=False, dtype=torch.float32)
     return model.eval()
-
-
-def _cannot_load(name_or_path: str, error: Exception) -> InputError:
-    return InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}")
 
 
 def _image_size(config: ViTConfig | SwinConfig) -> tuple[int, int]:
@@ -269,18 +258,18 @@ The features are those of `last_hidden_state`; on random pixels they differed by
 """
 
 
-def _write_readme(
+def _readme(
     name_or_path: str,
+    title: str,
     config: ViTConfig | SwinConfig,
-    output_dir: Path,
     file_format: str,
     usage: str,
     difference: float,
-) -> None:
+) -> str:
     height, width = _image_size(config)
     processor = image_processor(height, name_or_path)
-    text = _README.format(
-        title=output_dir.name,
+    return _README.format(
+        title=title,
         file_format={"timm": "timm", "onnx": "ONNX"}[file_format],
         mean=processor.image_mean,
         std=processor.image_std,
@@ -290,4 +279,3 @@ def _write_readme(
         usage=usage,
         difference=difference,
     )
-    (output_dir / "README.md").write_text(text, encoding="utf-8")

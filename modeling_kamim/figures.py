@@ -1,8 +1,12 @@
 """Pictures of what a model does."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
-from textwrap import fill
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -11,13 +15,43 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from .errors import first_line
+from .markup import plot_text
+
 matplotlib.use("agg")
+
+logger = logging.getLogger(__name__)
 
 NAMED_CLASSES = 30
 # Distinct for the colour-blind (Okabe and Ito), without the yellow that white paper swallows
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 COLUMNS = ("original", "masked", "reconstruction", "weights")
+
+
+def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:
+    """Draw a figure and write it into files, whose suffixes tell the formats.
+
+    No picture is worth the results of a run: one that fails is named in the log, and an earlier one is removed.
+
+    Returns:
+        Whether it was written.
+    """
+    try:
+        figure = draw()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes stand for what the font lacks
+            for file in files:
+                picture = io.BytesIO()
+                figure.savefig(picture, format=file.suffix[1:], dpi=dpi)
+                file.write_bytes(picture.getvalue())
+    except Exception as error:  # whatever matplotlib, the images in it or the disk raise
+        logger.warning("%s could not be drawn, and is left out: %s", files[0].name, first_line(error))
+        with contextlib.suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def reconstruction_figure(
@@ -79,7 +113,7 @@ def comparison_figure(
     masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
     rows = [("original", original), ("masked", np.where(masked, 0.5, original))]
     for name, reconstruction in reconstructions.items():
-        rows.append((fill(name, 16), np.where(masked, _to_rgb(reconstruction, mean, std), original)))
+        rows.append((plot_text(name, 16), np.where(masked, _to_rgb(reconstruction, mean, std), original)))
 
     num_images = len(pixel_values)
     names_width, side = 1.6, 1.6  # inches
@@ -121,7 +155,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]] | np.ndarray, class_name
         shares = counts / counts.sum(axis=1, keepdims=True)
     num_classes = len(shares)
     is_named = num_classes <= NAMED_CLASSES
-    names = [name if len(name) <= 24 else f"{name[:23]}…" for name in class_names]
+    names = [plot_text(name if len(name) <= 24 else f"{name[:23]}…") for name in class_names]
     side = 2.0 + 0.24 * num_classes if is_named else min(12.0, max(7.0, num_classes / 90))  # inches
     names_width = 0.08 * max(map(len, names)) if is_named else 0.5
     figure = Figure(figsize=(side + names_width + 1.2, side + names_width), layout="constrained")
@@ -155,9 +189,11 @@ def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], ch
     styles = zip(cycle(LINE_COLOURS), cycle(MARKERS), strict=False)
     for (name, (layers, accuracies)), (colour, marker) in zip(series.items(), styles, strict=False):
         places = [place[str(layer)] for layer in layers]
-        axis.plot(places, accuracies, color=colour, marker=marker, markersize=5, label=fill(name, 28))
+        axis.plot(places, accuracies, color=colour, marker=marker, markersize=5, label=plot_text(name, 28))
     axis.axhline(chance, color="0.35", linestyle="--", linewidth=1, label="chance")
-    axis.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names), default=0) > 5 else 0)
+    axis.set_xticks(
+        range(len(names)), list(map(plot_text, names)), rotation=90 if max(map(len, names), default=0) > 5 else 0
+    )
     axis.set(xlabel="layer", ylabel="top-1 accuracy")
     axis.set_ylim(bottom=0)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -179,7 +215,9 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
     }
     series = {
         title: {
-            label: found for key, label in keys.items() if (found := [(e["step"], e[key]) for e in log if key in e])
+            label: found
+            for key, label in keys.items()
+            if (found := [(e["step"], e[key]) for e in log if e.get(key) is not None])
         }
         for title, keys in panels.items()
     }

@@ -3,7 +3,6 @@
 import errno
 import io
 import math
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from .errors import InputError, first_line
+from .errors import InputError, first_line, is_out_of_memory
 from .pixel_range import PixelRange, deep_pixels, is_deep
 
 # Part of every cache key of decoded images: raise it whenever a change here alters pixels or what counts as bad.
@@ -33,7 +32,6 @@ _SYSTEM_FAULTS = {
     getattr(errno, name, None)
     for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENETDOWN")
 }
-_OUT_OF_MEMORY = re.compile("out of memory|(insufficient|not enough) memory|allocate (\\S+ )?memory", re.IGNORECASE)
 # Formats that Pillow reads by itself: for EPS, as an example, it would start Ghostscript, which runs the file.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -50,8 +48,7 @@ class BadImageError(InputError):
     """
 
     def __init__(self, message: str, reason: str = ""):
-        # a worker of a loader hands an error on as the text of its traceback, whose last line is the message
-        super().__init__(message.strip().split("\n")[-1].removeprefix(f"{__name__}.{type(self).__name__}: "))
+        super().__init__(message)
         self.reason = reason
 
     @property
@@ -146,12 +143,13 @@ def _errors_of(source: dict[str, Any] | None, name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders raise nearly anything on broken files
-        fault = system_fault(error, _label(source, name))
+        fault = system_fault(error, source, name)
         raise fault or _bad_image(source, name, error) from (error if fault else None)
 
 
-def system_fault(error: Exception, label: str) -> InputError | None:
-    """What to raise where the system, not the image called `label`, is at fault; None for any other error."""
+def system_fault(error: Exception, source: dict[str, Any] | None, name: str = "") -> InputError | None:
+    """What to raise where the system, not the image at hand, is at fault; None for any other error."""
+    label = _label(source, name)
     if is_out_of_memory(error):
         return InputError(
             f"memory gave out at {label} ({first_line(error)[:_LONGEST_REASON]}). The image may be good, so it is not "
@@ -169,13 +167,6 @@ def system_fault(error: Exception, label: str) -> InputError | None:
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Python, torch, OpenCV, a codec or the system found too little memory."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
-        return True
-    return isinstance(error, (OSError, RuntimeError, cv2.error)) and bool(_OUT_OF_MEMORY.search(str(error)))
-
-
 def _advice(error: OSError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return "raise the limit of open files (`ulimit -n`), or use fewer processes"
@@ -186,6 +177,12 @@ def _bad_image(source: dict[str, Any] | None, name: str, error: Exception) -> Ba
     reason = f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0]
     reason = printable(reason)[:_LONGEST_REASON]
     return BadImageError(f"cannot decode {_label(source, name)} ({reason}){_ADVICE}", reason)
+
+
+def bad_density(source: dict[str, Any] | None, name: str, error: ValueError) -> BadImageError:
+    """The error of an image whose stored keypoint density cannot be used."""
+    reason = printable(str(error))
+    return BadImageError(f"cannot use the keypoint density of {_label(source, name)} ({reason}){_ADVICE}", reason)
 
 
 def _label(source: dict[str, Any] | None, name: str) -> str:

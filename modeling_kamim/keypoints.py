@@ -14,8 +14,9 @@ import numpy as np
 
 from .errors import InputError
 
-# Part of every cache key: raise it whenever a change here alters a map, or old caches go on being used.
-KEYPOINTS_VERSION = 1
+# Part of every cache key: raise it whenever a change here or in density.py alters a map or a stored density, or old
+# caches go on being used.
+KEYPOINTS_VERSION = 2
 
 DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
     "fast": cv2.FastFeatureDetector.create,
@@ -66,7 +67,11 @@ class KeypointDetector:
 
         Args:
             image: `(height, width, 3)`, uint8.
+
+        Raises:
+            InputError: for anything else; gray images, floats and tensors are not taken.
         """
+        _check_image(image)
         return self._opencv().detect(image, None)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
@@ -83,6 +88,17 @@ class KeypointDetector:
             return draw_rings(keypoints, image.shape[:2])
         points = _point_map(keypoints, image.shape[:2])
         return points if self.footprint == "point" else cv2.dilate(points, _ring_stamp())
+
+
+def _check_image(image: Any) -> None:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return
+    given = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+    raise InputError(
+        f"keypoints are detected on NumPy arrays of RGB pixels, uint8 (height, width, 3), and this is {given}; turn "
+        "floats in [0, 1] into `(255 * image).round().astype(np.uint8)`, gray images into "
+        "`cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)`"
+    )
 
 
 def draw_rings(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:

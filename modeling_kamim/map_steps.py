@@ -2,15 +2,23 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import datasets
 import numpy as np
 
-from .density import DensityDetector, density_label
+from .density import DensityDetector, OtherDensitiesError, check_column, density_label, stored_columns
 from .errors import InputError
-from .images import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_deep_pixels, system_fault
+from .images import (
+    DECODER_VERSION,
+    BadImageError,
+    bad_density,
+    decode_image,
+    is_deep_image,
+    read_deep_pixels,
+    system_fault,
+)
 from .pixel_range import EIGHT_BITS, PERCENTILES, PixelRange, fits_in_8_bits
 
 logger = logging.getLogger(__name__)
@@ -19,12 +27,15 @@ NUM_HEADERS = 2000  # images that are opened to see whether any is deep
 NUM_MEASURED = 1000  # deep images whose pixels make the range
 PIXELS_OF_AN_IMAGE = 4096
 ALIKE = 0.5  # overlap of two ranges
+PLACE_COLUMN = "place"  # of a data set that was drawn from another: where each row comes from, as text
+
+Result = TypeVar("Result")
 
 
 def choose_pixel_range(
     dataset: datasets.Dataset, image_column: str, saved: PixelRange | None = None, num_proc: int | None = None
 ) -> PixelRange | None:
-    """The range by which images of more than 8 bits are scaled: a checkpoint's, or else the data set's; told in the log.
+    """The range by which images of more than 8 bits are scaled: a checkpoint's, or the data set's; the log tells it.
 
     Args:
         dataset: training rows with an `image_column` of `datasets.Image(decode=False)`.
@@ -38,30 +49,28 @@ def choose_pixel_range(
     if measured is None:
         return saved
     if saved is None:
-        logger.info("Images deeper than 8 bits are scaled: %s becomes 0 to 255, by the pixels of this data set", measured)
+        logger.info("Images of more than 8 bits are scaled: %s becomes 0 to 255 (the range of this data set)", measured)
         return measured
-    logger.info("Images deeper than 8 bits are scaled: %s becomes 0 to 255, as the checkpoint was trained", saved)
+    logger.info("Images of more than 8 bits are scaled: %s becomes 0 to 255, as the checkpoint was trained", saved)
     if saved.overlap(measured) < ALIKE:
         logger.warning(
-            "The pixels of this data set lie from %s, the checkpoint was trained with %s: it sees images darker, "
-            "brighter or flatter than those it knows; convert them to 8 bits where that is not wanted",
+            "The pixels of this data set lie from %s, those that the checkpoint was trained on from %s: it sees them "
+            "darker, brighter or flatter than what it knows; convert the images to 8 bits where that is not wanted",
             *(measured, saved),
         )
     return saved
 
 
-def measure_pixel_range(
-    dataset: datasets.Dataset, image_column: str, num_proc: int | None = None
-) -> PixelRange | None:
-    """Range of the pixels of a data set's images of more than 8 bits, from a fixed sample; cached by `datasets`.
+def measure_pixel_range(dataset: datasets.Dataset, image_column: str, num_proc: int | None = None) -> PixelRange | None:
+    """Range of the pixels in images of more than 8 bits, by a sample that depends on the data alone; cached.
 
     Args:
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
         num_proc: processes.
 
     Returns:
-        The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images; 0 to 255 where they are integers that
-        fit in 8 bits; None if no image among 2,000 is deep.
+        The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images; 0 to 255 where all of them are
+        integers that fit in 8 bits; None if no image among 2,000 is deep.
     """
     rows = np.random.default_rng(0).permutation(len(dataset))[:NUM_HEADERS]
     encoded = dataset.select_columns([image_column])
@@ -72,6 +81,8 @@ def measure_pixel_range(
     found = _map_images(
         encoded.select(sorted(deep)), _pixels_batch, image_column, {}, features, True, num_proc, "Measuring pixels"
     )
+    if len(found) == 0:  # all of them are bad: what decodes every image says so
+        return None
     if all(found["fits"]):
         return EIGHT_BITS
     low, high = np.percentile(np.concatenate(found.with_format("numpy")["pixels"][:]), PERCENTILES)
@@ -88,30 +99,82 @@ def prepare_images(
 ) -> tuple[datasets.Dataset, list[str]]:
     """Attach keypoint densities that are asked for and not there yet; leave out bad images if they are to be skipped.
 
+    An image whose stored density cannot be used is a bad one.
+
     Returns:
         The data set, and a line for each image left out.
 
     Raises:
+        BadImageError: for the first bad image that is found, unless they are skipped.
         InputError: if no image is left.
     """
     bad: list[str] = []
-    if densities is not None and not has_densities(dataset, densities):
+    bad_densities = _stored_densities(dataset, densities, image_column) if densities else {}
+    if densities is not None and bad_densities is None:
         dataset, bad = attach_keypoint_density(dataset, densities, image_column, skip_bad_images, num_proc, pixel_range)
     elif skip_bad_images:
-        dataset, bad = drop_bad_images(dataset, find_bad_images(dataset, image_column, num_proc))
+        errors = find_bad_images(dataset, image_column, num_proc)
+        for row, error in (bad_densities or {}).items():
+            errors[row] = errors[row] or error.finding
+        dataset, bad = drop_bad_images(dataset, errors)
+    elif bad_densities:
+        raise next(iter(bad_densities.values()))
     if len(dataset) == 0:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
     return dataset, bad
 
 
-def has_densities(dataset: datasets.Dataset, densities: DensityDetector) -> bool:
-    """Whether the data set already holds these very densities, as one that `prepare_dataset.py` wrote may."""
-    if dataset.features.get(densities.column) != datasets.Value("binary") or len(dataset) == 0:
-        return False
-    found = density_label(dataset[0][densities.column])
-    if found != densities.label:
-        logger.info("The data set holds keypoint densities of %s; this run needs %s", found, densities.label)
-    return found == densities.label
+def _stored_densities(
+    dataset: datasets.Dataset, densities: DensityDetector, image_column: str
+) -> dict[int, BadImageError] | None:
+    """Row to error of the bad ones; None where keypoints are to be detected, which is said where it surprises."""
+    try:
+        return find_bad_densities(dataset, densities, image_column)
+    except OtherDensitiesError as difference:
+        if stored_columns(dataset.column_names):
+            logger.warning(
+                "The stored keypoint densities do not serve this run: %s. Keypoints are detected anew on all %d "
+                "images, in a step that is cached",
+                *(difference, len(dataset)),
+            )
+        return None
+
+
+def find_bad_densities(
+    dataset: datasets.Dataset, densities: DensityDetector, image_column: str
+) -> dict[int, BadImageError]:
+    """Look at the label and the length of every stored density, as `prepare_dataset.py` may have written them.
+
+    Returns:
+        Row to error, of those that are damaged or missing.
+
+    Raises:
+        OtherDensitiesError: if the data set does not hold these very densities, or other ones beside them.
+    """
+    check_column(dataset.features, densities)
+    form, bad, start = densities.format, {}, 0
+    for table in dataset.select_columns([densities.column]).with_format("arrow").iter(1000):
+        column = table[densities.column]
+        for place in np.flatnonzero(~form.is_in(column)):
+            row, stored = start + int(place), column[int(place)].as_py()
+            if density_label(stored):
+                raise OtherDensitiesError(f"{_place(dataset, row)}: {form.difference(stored)}")
+            bad[row] = form.difference(stored)
+        start += len(column)
+    if len(bad) == len(dataset):
+        raise OtherDensitiesError(f"{densities.column} holds no keypoint densities")
+    return {row: _density_error(dataset, row, image_column, reason) for row, reason in bad.items()}
+
+
+def _density_error(dataset: datasets.Dataset, row: int, image_column: str, reason: str) -> BadImageError:
+    error = bad_density(dataset[row][image_column], "an image", ValueError(reason))
+    return BadImageError(f"{_place(dataset, row)}: {error}", reason)
+
+
+def _place(dataset: datasets.Dataset, row: int) -> str:
+    if PLACE_COLUMN in dataset.column_names:
+        return dataset[row][PLACE_COLUMN]
+    return f"row {row if dataset._indices is None else dataset._indices.column(0)[row]}"
 
 
 def attach_keypoint_density(
@@ -170,25 +233,33 @@ def drop_bad_images(dataset: datasets.Dataset, errors: list[str | None]) -> tupl
     return dataset.select([row for row, error in enumerate(errors) if error is None]), bad
 
 
-def decode_rows(
+def process_rows(
     sources: list[dict[str, Any]],
     indices: list[int],
     skip_bad_images: bool,
-    decode: Callable[[dict[str, Any], str], Any] = decode_image,
-) -> Iterator[tuple[np.ndarray | None, str | None]]:
-    """(image, None) of every good image; of a bad one (None, what is wrong), or its BadImageError unless skipped.
+    work: Callable[[dict[str, Any], str], Result],
+) -> Iterator[tuple[Result | None, str | None]]:
+    """(result, None) of every good image; of a bad one (None, what is wrong), or its BadImageError unless skipped.
 
     Args:
         sources, indices: images, and their rows, to name those that have no name.
-        decode: from source and name to what is taken for the image.
+        work: from an image and its name to a result; decodes it.
+
+    Raises:
+        InputError: if memory gives out, which is no fault of the image.
     """
     for source, index in zip(sources, indices, strict=True):
+        name = f"the image in row {index}"
         try:
-            yield decode(source, f"the image in row {index}"), None
+            yield work(source, name), None
         except BadImageError as error:
             if not skip_bad_images:
                 raise
             yield None, error.finding
+        except Exception as error:
+            if fault := system_fault(error, source, name):
+                raise fault from error
+            raise
 
 
 def _map_images(
@@ -225,17 +296,29 @@ def _density_batch(
     image_column: str,
     skip_bad_images: bool,
     densities: DensityDetector,
+    pixel_range: PixelRange | None,
     decoder_version: int,
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
-    columns: dict[str, list] = {densities.column: [], "error": []}
-    for image, error in decode_rows(rows[image_column], indices, skip_bad_images):
-        columns[densities.column].append(None if image is None else densities(image))
-        columns["error"].append(error)
-    return columns
+
+    def detect(source: dict[str, Any], name: str) -> bytes:
+        return densities(decode_image(source, name, pixel_range))
+
+    found = list(process_rows(rows[image_column], indices, skip_bad_images, detect))
+    return {densities.column: [density for density, _ in found], "error": [error for _, error in found]}
 
 
 def _check_batch(
     rows: dict[str, list], indices: list[int], image_column: str, skip_bad_images: bool, decoder_version: int
 ) -> dict[str, list]:
-    return {"error": [error for _, error in decode_rows(rows[image_column], indices, skip_bad_images)]}
+    return {"error": [error for _, error in process_rows(rows[image_column], indices, skip_bad_images, decode_image)]}
+
+
+def _pixels_batch(
+    rows: dict[str, list], indices: list[int], image_column: str, skip_bad_images: bool, decoder_version: int
+) -> dict[str, list]:
+    found = process_rows(rows[image_column], indices, skip_bad_images, read_deep_pixels)
+    images = [pixels for pixels, _ in found if pixels is not None]
+    places = np.random.default_rng(0)
+    sampled = [pixels.flat[places.integers(0, pixels.size, PIXELS_OF_AN_IMAGE)].tolist() for pixels in images]
+    return {"pixels": sampled, "fits": [fits_in_8_bits(pixels) for pixels in images]}

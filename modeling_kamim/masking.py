@@ -24,9 +24,14 @@ def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_rati
     blocks_per_side = image_size // mask_patch_size
     num_blocks = blocks_per_side**2
     blocks = np.zeros(num_blocks, bool)
-    blocks[random_order(num_blocks, rng)[: math.ceil(mask_ratio * num_blocks)]] = True
+    blocks[random_order(num_blocks, rng)[: num_masked_blocks(num_blocks, mask_ratio)]] = True
     tokens = mask_patch_size // patch_size
     return blocks.reshape(blocks_per_side, blocks_per_side).repeat(tokens, 0).repeat(tokens, 1).ravel()
+
+
+def num_masked_blocks(num_blocks: int, mask_ratio: float) -> int:
+    """Blocks that are masked of an image's: `ceil(mask_ratio * num_blocks)`."""
+    return math.ceil(mask_ratio * num_blocks)
 
 
 def random_order(count: int, rng: Random) -> np.ndarray:

@@ -13,13 +13,14 @@ from transformers import PreTrainedConfig
 from . import __version__
 from .classifier import KamimViTClassifierConfig
 from .errors import InputError
+from .markup import MISSING, markdown, one_line
 from .privacy import HUB_ID, public_name
 
 logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent / "cards"
 PLACE = "path/to/this/directory"  # where a card says how to load, until it is published
-_RESULTS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
+_RESULTS = re.compile(r"(^<!-- results -->\n).*?(^<!-- /results -->$)", re.DOTALL | re.MULTILINE)
 _TAGS = ["kamim", "masked-image-modeling", "self-supervised-learning"]
 
 
@@ -50,7 +51,7 @@ def pretraining_card(
         log: `trainer.state.log_history`.
         batch_size: images per optimiser step over all devices.
     """
-    losses = [entry for entry in log if "loss" in entry]
+    losses = [entry for entry in log if entry.get("loss") is not None]
     weighting = config.kamim["weighting"]
     return _card(
         "pretrained.md",
@@ -162,7 +163,7 @@ def prepared_dataset_card(
     return DatasetCard.from_template(
         metadata,
         template_path=str(TEMPLATES / "prepared_dataset.md"),
-        title=directory.name,
+        title=markdown(directory.name),
         source="A local data set" if Path(source).expanduser().exists() else source,
         image_size=preparation.image_size,
         num_rows=statistics["num_rows"],
@@ -170,6 +171,7 @@ def prepared_dataset_card(
         quality=preparation.quality,
         kilobytes=statistics["num_bytes"] / max(1, statistics["num_rows"]) / 1000,
         num_bad=statistics["num_bad"],
+        pixel_range=preparation.pixel_range,
         column=densities[0].column if densities else None,
         labels="\n".join(density.label for density in densities),
     )
@@ -179,9 +181,10 @@ def _card(template: str, run: Run, metadata: ModelCardData, **values: Any) -> Mo
     return ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATES / template),
-        title=run.title,
+        title=markdown(run.title),
         dataset=_name(run.dataset, "data set"),
         settings=run.settings.strip(),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", run.settings)), default=0)),
         version=__version__,
         **values,
     )
@@ -193,13 +196,13 @@ def _metadata(run: Run) -> dict[str, Any]:
         "library_name": "transformers",
         "license": run.license,
         "datasets": [run.dataset] if is_hub else None,
-        "model_name": run.title.split("/")[-1],
+        "model_name": one_line(run.title.split("/")[-1]),
     }
 
 
 def _name(name: str, kind: str) -> str:
     if name.startswith("local:"):
-        return f"a local {kind} ({name.removeprefix('local:')})"
+        return f"a local {kind} ({markdown(name.removeprefix('local:'))})"
     return name if " " in name else f"[{name}](https://huggingface.co/{'datasets/' * (kind == 'data set')}{name})"
 
 
@@ -215,7 +218,11 @@ def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:
         return ""
     titles = {"loss": "weighted loss", "masked_l1": "masked L1 (comparable between weightings)"}
     first, last = losses[0], losses[-1]
-    rows = [f"| {title} | {first[key]:.4f} | {last[key]:.4f} |" for key, title in titles.items() if key in first]
+    rows = [
+        f"| {title} | {first[key]:.4f} | {last[key]:.4f} |"
+        for key, title in titles.items()
+        if None not in (first.get(key), last.get(key))
+    ]
     return "\n".join([f"| | step {first['step']} | step {last['step']} |", "|---|---|---|", *rows, ""])
 
 
@@ -225,16 +232,16 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
     if accuracies:
         lines += ["| protocol | layer | data | top-1 | top-5 | 95% interval | seed |", "|---|---|---|---|---|---|---|"]
         lines += [
-            f"| {row['protocol']} | {_layer(row)} | {_data(row)} | {row['top1']:.2%} | {row['top5']:.2%} | "
-            f"{' to '.join(f'{limit:.2%}' for limit in row.get('top1_interval') or [])} | {row.get('seed')} |"
+            f"| {' | '.join(map(markdown, (row['protocol'], _layer(row), _data(row))))} | {_share(row['top1'])} | "
+            f"{_share(row.get('top5'))} | {_interval(row)} | {markdown(str(row.get('seed')))} |"
             for row in accuracies
         ]
     for row in rows:
         if "masked_l1" in row:
-            lines.append(f"\nMasked L1 on the validation images of {_data(row)}: {row['masked_l1']:.4f}.")
+            lines.append(f"\nMasked L1 on the validation images of {markdown(_data(row))}: {row['masked_l1']:.4f}.")
         if "masked_psnr" in row:
             lines.append(
-                f"\nReconstructions of {_data(row)} ({row['mask_ratio']:.0%} masked): masked pixels "
+                f"\nReconstructions of {markdown(_data(row))} ({row['mask_ratio']:.0%} masked): masked pixels "
                 f"{row['masked_psnr']['mean']:.2f} dB (SSIM {row['masked_ssim']['mean']:.3f}); the mean colour of the "
                 f"visible pixels has {row['baseline_psnr']['mean']:.2f} dB ({row['baseline_ssim']['mean']:.3f})."
             )
@@ -242,8 +249,21 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _data(row: Mapping[str, Any]) -> str:
-    share = f", {row['low_shot']:.0%} of labels" if row.get("low_shot") else ""
-    return row["provenance"]["dataset"].removeprefix("local:") + share
+    share = f", {row['low_shot']:.0%} of labels" if isinstance(row.get("low_shot"), float) else ""
+    return _dataset(row).removeprefix("local:") + share
+
+
+def _dataset(row: Mapping[str, Any]) -> str:
+    return public_name(str(row["provenance"].get("dataset") or "unknown"))
+
+
+def _share(value: Any) -> str:
+    return f"{value:.2%}" if isinstance(value, int | float) else MISSING
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    interval = row.get("top1_interval")
+    return " to ".join(map(_share, interval)) if isinstance(interval, list) else ""
 
 
 def _layer(row: Mapping[str, Any]) -> str:
@@ -251,7 +271,7 @@ def _layer(row: Mapping[str, Any]) -> str:
 
 
 def _eval_results(row: Mapping[str, Any]) -> list[EvalResult]:
-    dataset = public_name(row["provenance"]["dataset"])
+    dataset = _dataset(row)
     shared: dict[str, Any] = {
         "dataset_type": dataset.removeprefix("local:").replace(" ", "-"),
         "dataset_name": _data(row),
@@ -263,6 +283,7 @@ def _eval_results(row: Mapping[str, Any]) -> list[EvalResult]:
         metrics = [
             ("accuracy", f"{name} ({protocol}, seed {seed})", row[key])
             for key, name in (("top1", "top-1"), ("top5", "top-5"))
+            if row.get(key) is not None
         ]
     else:
         task = "image-feature-extraction"

@@ -5,12 +5,14 @@ key of the config, and `AutoModel.from_pretrained` needs nothing of this package
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import psutil
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     PreTrainedConfig,
@@ -26,6 +28,7 @@ from transformers.utils import can_return_tuple
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError, first_line
+from .finite import check_finite_weights
 from .losses import masked_l1
 
 MODEL_SIZES: dict[str, dict[str, dict[str, Any]]] = {
@@ -160,8 +163,9 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
     Args:
         model_type: "vit" or "swin".
         model_size: "tiny", "small" or "base"; Swin has no "small" here.
-        image_size: side of the input in pixels; a multiple of 16 (ViT) or 32 (Swin).
-        **kwargs: further config keys, for example `kamim={...}`.
+        image_size: side of the input in pixels; a multiple of 16 (ViT) or 32 (Swin), or of what the patches make of it.
+        **kwargs: further config keys, for example `patch_size=8` or `kamim={...}`; `encoder_stride` and Swin's
+            `window_size` follow from patches and depths where they are not among them.
 
     Raises:
         InputError: for an unknown type or size, or an image size that the architecture cannot take.
@@ -172,11 +176,15 @@ def build_config(model_type: str, model_size: str, image_size: int = 192, **kwar
         raise InputError(
             f"model_size is {model_size!r}; allowed for {model_type}: {', '.join(MODEL_SIZES[model_type])}"
         )
-    settings = {"image_size": image_size, **MODEL_SIZES[model_type][model_size], **kwargs}
+    patch_size = kwargs.get("patch_size", {"vit": 16, "swin": 4}[model_type])
+    if patch_size < 1:
+        raise InputError(f"patch_size is {patch_size}; it must be at least 1 pixel")
+    settings = {"image_size": image_size, "patch_size": patch_size, **MODEL_SIZES[model_type][model_size], **kwargs}
     if model_type == "vit":
-        config = ViTConfig(patch_size=16, encoder_stride=16, num_hidden_layers=12, **settings)
+        config = ViTConfig(**{"encoder_stride": patch_size, "num_hidden_layers": 12, **settings})
     else:
-        config = SwinConfig(patch_size=4, encoder_stride=32, window_size=max(1, image_size // 32), **settings)
+        stride = settings.setdefault("encoder_stride", patch_size * 2 ** (len(settings["depths"]) - 1))
+        config = SwinConfig(**{"window_size": max(1, image_size // stride), **settings})
     check_image_size(config)
     return config
 
@@ -196,6 +204,66 @@ def loading_failure(error: Exception) -> str:
     )
 
 
+def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] = (), **settings: Any) -> Any:
+    """A pretrained model by `model_class.from_pretrained`, in which no weight is random that should not be.
+
+    Args:
+        model_class: of transformers, `AutoModel` too.
+        name_or_path: directory or Hub id.
+        may_be_new: parts of the names of weights that the checkpoint may lack.
+        **settings: of `from_pretrained`, over those of `SAFE_LOADING`.
+
+    Returns:
+        The model, and the names of the weights that the checkpoint lacks, which are random.
+
+    Raises:
+        InputError: if it cannot be loaded, lacks other weights, or has them in other shapes.
+    """
+    settings = {**SAFE_LOADING, "output_loading_info": True, "ignore_mismatched_sizes": True, **settings}
+    try:
+        with quiet_loading():  # what the checkpoint has beside the model is left out on purpose
+            model, info = model_class.from_pretrained(name_or_path, **settings)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise InputError(f"cannot load {str(name_or_path)!r}: {loading_failure(error)}") from error
+    unfit = unfit_weights(info, may_be_new)
+    if unfit:
+        raise InputError(f"{name_or_path} {' and '.join(unfit)}; give a whole checkpoint of a {type(model).__name__}")
+    check_finite_weights(model, name_or_path)
+    return model, sorted(info["missing_keys"])
+
+
+def unfit_weights(info: Mapping[str, Any], may_be_new: tuple[str, ...] = (), may_hold_more: bool = True) -> list[str]:
+    """What does not fit between a checkpoint and a model, as words behind the checkpoint's name.
+
+    Args:
+        info: of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`.
+        may_be_new: parts of the names of weights that the checkpoint may lack.
+        may_hold_more: whether the checkpoint may have weights that the model does not.
+    """
+    missing = [name for name in info["missing_keys"] if not any(part in name for part in may_be_new)]
+    shapes = [f"{name}: {tuple(saved)} for {tuple(own)}" for name, saved, own in info["mismatched_keys"]]
+    more = [] if may_hold_more else info["unexpected_keys"]
+    found = {"lacks weights": missing, "has weights of other shapes": shapes, "has weights of another model": more}
+    return [f"{what} ({_first_of(names)})" for what, names in found.items() if names]
+
+
+def _first_of(names: Iterable[str]) -> str:
+    first, *others = sorted(names)
+    return f"{first} and {len(others)} more" if others else first
+
+
+def load_pretrained_model(name_or_path: str) -> KamimForMaskedImageModeling:
+    """A pretrained model with the decoder that it was pretrained with.
+
+    Raises:
+        InputError: if it cannot be loaded, or holds an encoder alone.
+    """
+    model, new = load_whole(KamimForMaskedImageModeling, name_or_path, may_be_new=("decoder", "mask_token"))
+    if new:
+        raise InputError(f"{name_or_path} holds no decoder of masked image modelling ({_first_of(new)})")
+    return model
+
+
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Load a checkpoint without transformers' report of missing and unexpected weights."""
@@ -208,7 +276,10 @@ def quiet_loading() -> Iterator[None]:
 
 
 def check_image_size(config: ViTConfig | SwinConfig) -> None:
-    """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`."""
+    """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`.
+
+    Also where a single image would take more than this machine's memory.
+    """
     stride = config.encoder_stride if config.model_type == "swin" else config.patch_size
     if config.image_size <= 0 or config.image_size % stride:
         raise InputError(
@@ -222,3 +293,25 @@ def check_image_size(config: ViTConfig | SwinConfig) -> None:
                 f"image_size is {config.image_size}; stages of {sides} tokens a side cannot be cut into windows of "
                 f"{config.window_size}: use a multiple of {unit}"
             )
+    needed, memory = least_memory(config), psutil.virtual_memory().total
+    if needed > memory:
+        raise InputError(
+            f"image_size is {config.image_size}: training on one image takes at least {needed / 1e9:,.0f} GB, and "
+            f"this machine has {memory / 1e9:,.0f} GB: give a smaller image_size"
+        )
+
+
+def least_memory(config: ViTConfig | SwinConfig) -> int:
+    """Bytes that training on one image takes at the least, whatever the precision and the attention.
+
+    Counted are the pixels, 16 values of 16 bits for each channel of a token in each block (of Swin: of the first
+    stage), and the attention map of one head.
+    """
+    tokens = (config.image_size // config.patch_size) ** 2
+    is_swin = config.model_type == "swin"
+    channels, depth = (
+        (config.embed_dim, config.depths[0]) if is_swin else (config.hidden_size, config.num_hidden_layers)
+    )
+    attended = config.window_size**2 if is_swin else tokens
+    pixels = config.num_channels * config.image_size**2
+    return 4 * pixels + 2 * (16 * tokens * channels * depth + tokens * attended)

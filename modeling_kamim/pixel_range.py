@@ -73,7 +73,7 @@ def fits_in_8_bits(pixels: np.ndarray) -> bool:
 
 def is_deep(image: Image.Image) -> bool:
     """Whether an opened image that is not decoded yet has more than 8 bits in a channel."""
-    return image.mode[0] in "IF" or any(_DEEP_COLOURS.search(str(tile[3])) for tile in image.tile)
+    return image.mode[0] in "IF" or any(_DEEP_COLOURS.search(str(tile[3])) for tile in getattr(image, "tile", ()))
 
 
 def deep_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:

@@ -4,12 +4,13 @@ The work is `Preparation`, a pure function from rows to rows, and `ShardJob`, wh
 the jobs, processes of this machine or Ray Data on many, knows nothing of either.
 """
 
+import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from uuid import uuid4
 
@@ -17,25 +18,32 @@ import cv2
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
+from PIL import Image
 from tqdm import tqdm
 
-from .density import DensityDetector
+from . import durability
+from .density import DensityDetector, DensityFormat, stored_columns
 from .errors import InputError
-from .images import DECODER_VERSION, BadImageError
-from .map_steps import decode_rows
+from .images import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_image
+from .keypoint_share import NUM_STORED, has_keypoints, sampled, warn_without_keypoints
+from .map_steps import process_rows
 from .model_card import prepared_dataset_card
+from .pixel_range import PixelRange
 
 SETTINGS_FILE = "preparation.json"
 PUBLISHED = (SETTINGS_FILE, "data/*.parquet")  # and the card
 BATCH_SIZE = 100
+JPEG_LIMIT = 65_500  # pixels of a side
+_SHARDS_LOOKED_AT = 8  # for images without keypoints
 
 
 @dataclass(frozen=True)
 class Preparation:
     """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
 
-    An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG; a
-    smaller one keeps its bytes. Densities are detected before that, so they are those of the `datasets.map` step.
+    An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG, or a PNG
+    where a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8 bits if it has more.
+    Densities are detected before that, so they are those of the `datasets.map` step.
 
     Args:
         image_column: column of the image, as `datasets.Image(decode=False)`; the other columns are passed on.
@@ -43,6 +51,7 @@ class Preparation:
         densities: what is detected; may be empty.
         quality: of the JPEGs, 1 to 100.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
     """
 
     image_column: str
@@ -50,6 +59,7 @@ class Preparation:
     densities: tuple[DensityDetector, ...]
     quality: int = 90
     skip_bad_images: bool = False
+    pixel_range: PixelRange | None = None
 
     @property
     def short_side(self) -> int:
@@ -76,37 +86,49 @@ class Preparation:
         Raises:
             BadImageError: for the first bad image, unless they are skipped.
         """
-        kept: list[int] = []
-        bad: list[str] = []
-        prepared: dict[str, list] = {density.column: [] for density in self.densities}
-        images = []
-        sources = rows[self.image_column]
-        for place, (image, error) in enumerate(decode_rows(sources, indices, self.skip_bad_images)):
-            if image is None:
-                bad.append(str(error))
-                continue
-            kept.append(place)
-            images.append(self._shrink(image, sources[place]))
-            for density in self.densities:
-                prepared[density.column].append(density(image))
+        found = list(process_rows(rows[self.image_column], indices, self.skip_bad_images, self._prepare))
+        kept = [place for place, (prepared, _) in enumerate(found) if prepared is not None]
         columns = {name: [values[place] for place in kept] for name, values in _without_densities(rows).items()}
-        return {**columns, self.image_column: images, **prepared}, bad
+        for name in (self.image_column, *(density.column for density in self.densities)):
+            columns[name] = [prepared[name] for prepared, _ in found if prepared is not None]
+        return columns, [error for _, error in found if error is not None]
+
+    def _prepare(self, source: dict[str, Any], name: str) -> dict[str, Any]:
+        """The columns of an image that are made here."""
+        image = decode_image(source, name, self.pixel_range)
+        densities = {density.column: density(image) for density in self.densities}
+        return {self.image_column: self._shrink(image, source), **densities}
 
     def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
-        name = Path(source["path"]).name if source.get("path") else None
         height, width = image.shape[:2]
         scale = self.short_side / min(height, width)
-        if scale >= 1:
-            data = source["bytes"] if source.get("bytes") is not None else Path(source["path"]).read_bytes()
-            return {"bytes": data, "path": name}
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        smaller = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2BGR)
-        _, jpeg = cv2.imencode(".jpg", smaller, [cv2.IMWRITE_JPEG_QUALITY, self.quality])
-        return {"bytes": jpeg.tobytes(), "path": f"{Path(name).stem}.jpg" if name else None}
+        if scale < 1:
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            data, suffix = self._encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        elif is_deep_image(source):
+            data, suffix = _encode_png(image)
+        else:
+            data, suffix = read_image(source), None
+        path = PurePath(source["path"]) if source.get("path") else None
+        return {"bytes": data, "path": path and (path.name if suffix is None else path.stem + suffix)}
+
+    def _encode(self, image: np.ndarray) -> tuple[bytes, str]:
+        if max(image.shape) > JPEG_LIMIT:
+            return _encode_png(image)
+        settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+        return jpeg.tobytes(), ".jpg"
+
+
+def _encode_png(image: np.ndarray) -> tuple[bytes, str]:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")  # OpenCV's PNG ends at a million pixels a side
+    return file.getvalue(), ".png"
 
 
 def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: column for name, column in columns.items() if not name.startswith("keypoint_density_")}
+    densities = stored_columns(columns)
+    return {name: column for name, column in columns.items() if name not in densities}
 
 
 @dataclass(frozen=True)
@@ -167,7 +189,7 @@ def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
     # a name of its own: a node that a cluster has given up may still be writing the same file
     unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     write(unfinished)
-    unfinished.replace(file)
+    durability.replace(unfinished, file)
 
 
 def prepare_dataset(
@@ -215,6 +237,8 @@ def prepare_dataset(
     statistics = _statistics(jobs, len(bad))
     if bad and not statistics["num_rows"]:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
+    for density in preparation.densities:
+        warn_without_keypoints(_have_keypoints(jobs, density.format), f"images ({density.detector.name})")
     card = prepared_dataset_card(output_dir, name, preparation, statistics, license)
     card.save(output_dir / "README.md")
     return bad
@@ -318,6 +342,14 @@ ENGINES: dict[str, Callable[[list[ShardJob], int, tqdm], None]] = {"local": _run
 def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
     files = [bad_images_file(job.file) for job in jobs]
     return [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _have_keypoints(jobs: list[ShardJob], form: DensityFormat) -> Iterator[bool]:
+    """Of a sample of the images."""
+    for place in sampled(len(jobs), _SHARDS_LOOKED_AT):
+        column = pq.read_table(jobs[place].file, columns=[form.column])[form.column]
+        for stored in column.take(sampled(len(column), NUM_STORED // _SHARDS_LOOKED_AT)).to_pylist():
+            yield has_keypoints(stored, form)
 
 
 def _statistics(jobs: list[ShardJob], num_bad: int) -> dict[str, int]:

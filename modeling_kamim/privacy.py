@@ -1,5 +1,6 @@
-"""What may be published of names, settings and texts: no local paths, no access tokens."""
+"""What may be published of names, settings and texts: no local paths, no passwords, no access tokens."""
 
+import json
 import os
 import re
 from typing import Any
@@ -9,31 +10,76 @@ from huggingface_hub import get_token
 EMBEDDED_PHOTOGRAPHS = "embedded photographs"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
-_LOCAL_PATH = re.compile(r"[/~\\]|[A-Za-z]:[/\\]")
+_LOCAL_PATH = re.compile(r"[/\\]|~(?:[/\\A-Za-z_]|$)|[A-Za-z]:[/\\]|\.\.[/\\]")
+_WORD = r"[^\s\"'`,;<>|()\[\]{}]"
+# An address; or a path in a text: absolute, of a home, of a drive, or with ".." in it. Blanks may be in it before
+# a slash. Fractions, Hub ids and relative paths are none.
+_PRIVATE = re.compile(
+    rf"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<address>[^\s"'<>`]*)
+    |(?<![\w./\\)\]}}<*~-])(?P<path>
+        (?:~(?:[A-Za-z_][\w.-]*)?[/\\]|/(?=[\w.~@])|(?:[\w.-]+[/\\])*\.\.[/\\]|[A-Za-z]:[/\\]|\\\\(?=\w))
+        {_WORD}*(?:[ ]+[^\s"'`,;<>|()\[\]{{}}/\\]+[/\\]{_WORD}*)*
+    )""",
+    re.VERBOSE,
+)
+_USER = re.compile(r"\A(?:[^/\s?#@:]*:\S*@|[^/\s?#]*@)")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def public_name(name: str) -> str:
     """A Hub id as it is; of anything that is, or looks like, a local path "local:" and the last part of it."""
     if name == EMBEDDED_PHOTOGRAPHS or re.fullmatch(r"local:[^/\\]*", name):
-        return name
+        return _plain(name)
+    if "://" in name:
+        name = public_text(name)
     path = os.path.abspath(os.path.expanduser(name))
     if HUB_ID.fullmatch(name) and not os.path.exists(path):
         return name
     *parents, folder = [part for part in re.split(r"[/\\]", path) if part] or [""]
-    is_home = path == os.path.expanduser("~") or parents in (["home"], ["Users"]) or folder.startswith("~")
-    return f"local:{'home' if is_home else folder}"
+    is_users = parents in (["home"], ["Users"]) or re.search(r"/[A-Za-z]:/Users$", "/" + "/".join(parents))
+    is_home = is_users or path == os.path.expanduser("~") or folder.startswith("~")
+    return f"local:{'home' if is_home else _plain(folder)}"
+
+
+def _plain(name: str) -> str:
+    return "".join(character if character.isprintable() else "_" for character in name)
+
+
+def public_text(text: str) -> str:
+    """A text, or JSON, with public names for the local paths in it, and addresses without user, password and query."""
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(text)
+            return text if public_settings(value) == value else json.dumps(public_settings(value))
+        except (ValueError, RecursionError):
+            pass
+    return _PRIVATE.sub(lambda found: public_name(found["path"]) if found["path"] else _public_address(found), text)
+
+
+def _public_address(found: re.Match[str]) -> str:
+    scheme, address = found["scheme"], found["address"]
+    if scheme == "file://":
+        return public_name(f"/{address}")
+    place, *query = re.split("[?#]", _USER.sub("***@", address), maxsplit=1)
+    return f"{scheme}{place}" + "?***" * bool(query)
 
 
 def public_settings(value: Any, key: str = "") -> Any:
-    """JSON-like settings in which the names of data sets and models, and all local paths, are public names."""
+    """JSON-like settings in which the names of data sets and models, and all local paths, are public names.
+
+    Addresses come without user, password and query.
+    """
     if isinstance(value, dict):
-        return {name: public_settings(item, name) for name, item in value.items()}
-    if isinstance(value, list):
+        return {_public_key(name): public_settings(item, name) for name, item in value.items()}
+    if isinstance(value, list | tuple):
         return [public_settings(item, key) for item in value]
-    if isinstance(value, str) and value and (key in _PATH_KEYS or _LOCAL_PATH.match(value)):
-        return public_name(value)
-    return value
+    if not isinstance(value, str) or not value:
+        return value
+    return public_name(value) if key in _PATH_KEYS or _LOCAL_PATH.match(value) else public_text(value)
+
+
+def _public_key(key: Any) -> Any:
+    return public_settings(key) if isinstance(key, str) else key
 
 
 def holds_token(text: str) -> bool:

@@ -17,8 +17,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import InputError, on_one_line
+from .errors import InputError, first_line, on_one_line
+from .finite import check_finite_file, json_values
 from .privacy import holds_token, public_settings, without_tokens
+from .run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ PUBLISHED = (
     "*results.json",
     "*.png",
 )
+_NEEDED = ("config.json", "model.safetensors.index.json", "README.md")
 WAITS = (1.0, 5.0, 20.0, 60.0)  # seconds before a push is tried again
 LONGEST_WAIT = 300.0
 _REFUSALS = {400, 401, 403, 404, 413, 422}  # trying again does not help
@@ -49,28 +52,46 @@ class PublishError(RuntimeError):
 def published_files(directory: Path) -> dict[str, Path | bytes]:
     """What is published of a checkpoint's directory: weights, config, processor, card, results, pictures.
 
-    Optimiser states, pickles and anything else are left out. JSON comes without local paths: each becomes "local:" and
-    its last part.
+    Optimiser states, pickles and anything else are left out, and so is what an earlier run left in the directory. JSON
+    comes without local paths: each becomes "local:" and its last part.
 
     Returns:
         From names in the repository to local files, or to contents for texts.
 
     Raises:
-        InputError: if there are no weights, or a text holds an access token.
+        InputError: if there are no weights, if they are not finite, or a text holds an access token.
     """
     files: dict[str, Path | bytes] = {}
-    for file in sorted({file for pattern in PUBLISHED for file in directory.glob(pattern)}):
-        files[file.name] = file
-        if file.suffix in (".json", ".md", ".yaml", ".py"):
-            text = file.read_text(encoding="utf-8")
-            if holds_token(text):
-                raise InputError(f"{file} holds an access token of the Hub; remove it, and revoke the token")
-            if file.suffix == ".json":
-                text = json.dumps(public_settings(json.loads(text)), indent=2) + "\n"
-            files[file.name] = text.encode()
+    foreign = left_by_others(directory)
+    found = {file for pattern in PUBLISHED for file in directory.glob(pattern) if file.is_file()}
+    for file in sorted(found):
+        if file.name in foreign:
+            continue
+        if file.suffix == ".safetensors":
+            check_finite_file(file)
+        if file.suffix not in (".json", ".md", ".yaml", ".py"):
+            files[file.name] = file
+            continue
+        try:
+            files[file.name] = _public_contents(file)
+        except InputError:
+            raise
+        except (ValueError, RecursionError) as error:
+            if file.name in _NEEDED:
+                raise InputError(f"{file} cannot be published, it is unreadable: {first_line(error)}") from None
+            logger.warning("%s is not published, it is unreadable: %s", file, first_line(error))
     if not any(name.endswith(".safetensors") for name in files):
         raise InputError(f"{directory} holds no model.safetensors; give the output directory of a run, or a checkpoint")
     return files
+
+
+def _public_contents(file: Path) -> bytes:
+    text = file.read_text(encoding="utf-8")
+    if holds_token(text):
+        raise InputError(f"{file} holds an access token of the Hub; remove it, and revoke the token")
+    if file.suffix == ".json":
+        text = json.dumps(public_settings(json_values(json.loads(text))), indent=2, allow_nan=False) + "\n"
+    return text.encode()
 
 
 def checkpoint_files(checkpoint: Path, folder: str) -> dict[str, Path | bytes]:

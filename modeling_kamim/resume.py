@@ -10,78 +10,82 @@ from typing import Any
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .finite import json_values
+from .integrity import faults
 from .privacy import public_settings
+from .run_directory import checkpoints, is_own
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-_NEEDED = ("config.json", "scheduler.pt", "trainer_state.json")
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # the second of FSDP
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# What may differ between a run and its continuation without a change of the trained weights
-_HARMLESS = re.compile(
-    r"(output_dir|dataset_name|dataset_config_name|num_proc|bad_images|force_resume|global_batch_size"
-    r"|per_device_\w*|gradient_accumulation_steps|dataloader_\w*|logging_\w*|log_\w*|eval_\w*|save_\w*|hub_\w*|push_\w*"
-    r"|report_to|project|trackio_\w*|run_name|disable_tqdm|do_\w*|load_best_model_at_end|metric_for_best_model"
-    r"|greater_is_better|probe_\w*|label_column|max_eval_samples|validation_split|ddp_\w*|use_cpu|torch_compile\w*"
-    r"|resume_from_checkpoint|ignore_data_skip|restore_callback_states_from_checkpoint|skip_memory_metrics"
-    r"|torch_empty_cache_steps|include_\w*|prediction_loss_only|local_rank|debug|nonfinite|enable_jit_checkpoint"
-    r"|accelerator_config|parallelism_config|fsdp\w*|deepspeed|average_tokens_across_devices|label_names)"
-)
+# What may differ between a run and its continuation; a setting that is not named here must be the same.
+_MAY_DIFFER = {
+    "where results go and under which name": r"output_dir|run_name|project|trackio_\w+|hub_\w+|push_to_hub|report_to",
+    "what is logged and kept": r"logging_\w+|log_\w+|disable_tqdm|save_\w+|skip_memory_metrics|include_\w+|debug",
+    "what is evaluated": r"(do|eval)_\w+|\w+_eval_\w+|prediction_loss_only|validation_split|probe_\w+",
+    "which step's weights are taken at the end": r"load_best_model_at_end|metric_for_best_model|greater_is_better",
+    "how the run goes on": r"resume_from_checkpoint|force_resume|restore_callback_states_from_checkpoint|seeds",
+    "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images"
+    r"|trust_data_files",
+    "how a step's images are cut; their number is compared": r"(per_device|global)_(train_)?batch_size"
+    r"|gradient_accumulation_steps|local_rank|ddp_(backend|timeout)|fsdp\w*|deepspeed",
+    "workers, whose samples depend on none of it": r"dataloader_(num_workers|pin_memory|persistent_workers"
+    r"|prefetch_factor|multiprocessing_context)",
+    "the machine; equal up to rounding": r"use_cpu|torch_compile\w*|torch_empty_cache_steps|enable_jit_checkpoint"
+    r"|(activation|gradient)_checkpointing\w*|ddp_(find_unused_parameters|bucket_cap_mb|static_graph)",
+    "what is done with a step that has no finite numbers": r"nonfinite",
+}
+_HARMLESS = re.compile("|".join(_MAY_DIFFER.values()))
+_MAY_GROW = ("max_steps", "num_train_epochs")  # the trainer says what the schedule becomes
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
     """The checkpoint of `args.resume_from_checkpoint`, checked before any work starts.
 
-    "auto" is the last whole checkpoint of the output directory, or None where there is none.
+    "auto" is the last whole checkpoint of the run that has the output directory, or None where there is none; those of
+    other runs, and those that are not whole, are passed over, and the log says why.
 
     Raises:
         InputError: if it is not the directory of a whole checkpoint.
     """
     wanted, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
-    found = whole_checkpoints(output_dir)
     if wanted is None:
-        if found:
+        earlier = next((path for path in reversed(checkpoints(output_dir)) if not faults(path)), None)
+        if earlier is not None:
             logger.warning(
-                "%s holds checkpoints of an earlier run, which this one overwrites as it goes; "
-                "--resume_from_checkpoint auto goes on with %s",
-                *(output_dir, found[-1].name),
+                "%s holds checkpoints of an earlier run, which this one overwrites where it saves the same step; "
+                "to go on with that run: --resume_from_checkpoint %s",
+                *(output_dir, earlier),
             )
         return None
     if wanted == "auto":
-        logger.info("Resuming from %s", found[-1] if found else "nothing: there is no checkpoint yet, starting anew")
-        return str(found[-1]) if found else None
-    missing = missing_files(Path(wanted))
-    if missing:
+        return _last_whole(output_dir)
+    reasons = faults(Path(wanted))
+    if reasons:
         raise InputError(
-            f"resume_from_checkpoint is {wanted!r}, which lacks {', '.join(missing)}; give a checkpoint-N directory of "
+            f"resume_from_checkpoint is {wanted!r}, which {', '.join(reasons)}; give a checkpoint-N directory of "
             "a run (saved without --save_only_model), or auto for the last whole one of the output directory"
         )
     logger.info("Resuming from %s", wanted)
     return wanted
 
 
+def _last_whole(output_dir: Path) -> str | None:
+    for checkpoint in reversed(checkpoints(output_dir)):
+        reasons = faults(checkpoint)
+        if not reasons and is_own(output_dir, checkpoint):
+            logger.info("Resuming from %s", checkpoint)
+            return str(checkpoint)
+        why = ", ".join(reasons) or "is of another run than the last one here; name it to go on with it"
+        logger.warning("Passed over: %s %s", checkpoint, why)
+    logger.info("Resuming from nothing: there is no checkpoint yet, starting anew")
+    return None
+
+
 def whole_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of an output directory that lack nothing, by their steps."""
-    numbered = {
-        int(path.name.rpartition("-")[2]): path for path in output_dir.glob("checkpoint-*") if _is_numbered(path)
-    }
-    return [path for _, path in sorted(numbered.items()) if not missing_files(path)]
-
-
-def _is_numbered(path: Path) -> bool:
-    return re.fullmatch(r"checkpoint-\d+", path.name) is not None
-
-
-def missing_files(checkpoint: Path) -> list[str]:
-    """Names of what resuming needs and a directory lacks."""
-    missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
-    for names in (_OPTIMIZERS, _WEIGHTS):
-        if not any((checkpoint / name).is_file() for name in names):
-            missing.append(names[0])
-    if not any(checkpoint.glob("rng_state*.pth")):
-        missing.append("rng_state.pth")
-    return missing
+    """The whole checkpoints of the run that has an output directory, by their steps."""
+    own = [path for path in checkpoints(output_dir) if is_own(output_dir, path)]
+    return [path for path in own if not faults(path)]
 
 
 def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
@@ -97,7 +101,7 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
         settings |= group.to_dict() if is_training else vars(group)
         if is_training:
             settings["images_per_step"] = group.total_batch_size  # type: ignore[attr-defined]
-    return json.loads(json.dumps(public_settings({**settings, **facts}), default=str))
+    return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 
 def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) -> None:
@@ -116,9 +120,12 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
         logger.warning("%s does not tell its settings (%s): not compared", checkpoint, SETTINGS_FILE)
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
+    untold = sorted(saved.keys() ^ settings.keys())
+    if untold:
+        logger.warning("Not compared, as %s and this version do not both tell them: %s", checkpoint, ", ".join(untold))
     differing = [name for name in settings if name in saved and saved[name] != settings[name]]
     lines = {name: f"{name}: {saved[name]!r} in the checkpoint, {settings[name]!r} now" for name in differing}
-    changing = [line for name, line in lines.items() if not _HARMLESS.fullmatch(name)]
+    changing = [line for name, line in lines.items() if not _may_differ(name, saved[name], settings[name])]
     for line in lines.values():
         logger.warning("Differs from the checkpoint: %s", line)
     if changing and not force:
@@ -126,3 +133,7 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
             f"the settings differ from those of {checkpoint} and would change the result: {'; '.join(changing)}. "
             "Give the same settings, or --force_resume true"
         )
+
+
+def _may_differ(name: str, saved: Any, now: Any) -> bool:
+    return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and now > saved > 0)

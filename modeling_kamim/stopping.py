@@ -17,15 +17,22 @@ from .processes import largest_of_processes
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def resume_command(argv: Sequence[str] | None = None) -> str:
-    """The command line of this process, made to go on with the last checkpoint; without access tokens."""
+def resume_command(argv: Sequence[str] | None = None, checkpoint: str | None = "auto") -> str:
+    """The command line of this process, made to go on with a checkpoint; without access tokens.
+
+    Args:
+        argv: the command line; that of this process where None.
+        checkpoint: value of --resume_from_checkpoint; None to leave the command as it was given.
+    """
     words = list(sys.argv if argv is None else argv)
+    if checkpoint is None:
+        return without_tokens(shlex.join(["python", *words]))
     kept, skips = [], False
     for word in words:
         if not skips and not word.startswith("--resume_from_checkpoint"):
             kept.append(word)
         skips = not skips and word == "--resume_from_checkpoint"
-    return without_tokens(shlex.join(["python", *kept, "--resume_from_checkpoint", "auto"]))
+    return without_tokens(shlex.join(["python", *kept, "--resume_from_checkpoint", checkpoint]))
 
 
 class StopOnSignal(TrainerCallback):

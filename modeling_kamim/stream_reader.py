@@ -20,6 +20,7 @@ import datasets
 import pyarrow as pa
 
 from .errors import InputError
+from .map_steps import PLACE_COLUMN
 from .parquet_files import ParquetFiles
 
 
@@ -158,10 +159,17 @@ class StreamReader:
 
 
 def take_rows(files: ParquetFiles, count: int, columns: Sequence[str], seed: int) -> datasets.Dataset:
-    """At most `count` rows in memory, drawn from row groups in a random order; images stay encoded."""
+    """At most `count` rows in memory, drawn from row groups in a random order; images stay encoded.
+
+    The column "place" tells the row and the file that each comes from.
+    """
     reader = StreamReader(files, tuple(columns), seed, count)
-    rows = [row.columns for row in islice(reader.rows(Position()), count)]
+    rows = [
+        {**row.columns, PLACE_COLUMN: f"row {row.number} of {files.files[row.file]}"}
+        for row in islice(reader.rows(Position()), count)
+    ]
     features = datasets.Features({column: files.features[column] for column in columns})
+    features[PLACE_COLUMN] = datasets.Value("string")
     return datasets.Dataset.from_list(rows, features=_encoded(features))
 
 

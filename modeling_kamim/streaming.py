@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from .arguments import STREAM_EVAL_SAMPLES, DataArguments, KamimArguments, OnlineProbeArguments
 from .data import choose_splits, settle_worker
+from .density import OtherDensitiesError, stored_columns
 from .errors import InputError
 from .images import BadImageError
 from .parquet_files import ParquetFiles, load_parquet
@@ -45,16 +46,28 @@ def open_stream(
         InputError: if a setting has no meaning for a stream, or the data set cannot be streamed.
     """
     _check_settings(data_args, probe_args, training_args)
-    splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name)
+    splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name, data_args.trust_data_files)
     train, _ = choose_splits(splits, data_args.train_split, data_args.validation_split)
     needs_densities = kamim_args.weighting != "none" and kamim_args.keypoint_source == "map"
-    if needs_densities and not train.has_densities(kamim_args.densities()):
-        logger.info("A stream has no map step: keypoints are detected on every crop (--keypoint_source online)")
-        kamim_args.keypoint_source = "online"
+    if needs_densities:
+        _choose_source(kamim_args, train)
     data_args.max_eval_samples = data_args.max_eval_samples or STREAM_EVAL_SAMPLES
     if training_args.should_save and training_args.resume_from_checkpoint is None:
         (Path(training_args.output_dir) / BAD_IMAGES_FILE).unlink(missing_ok=True)
     return splits
+
+
+def _choose_source(kamim_args: KamimArguments, files: ParquetFiles) -> None:
+    try:
+        files.check_densities(kamim_args.densities())
+    except OtherDensitiesError as difference:
+        logger.log(
+            logging.WARNING if stored_columns(files.features) else logging.INFO,
+            "A stream has no map step, and no stored keypoint densities serve this run: %s. Keypoints are detected on "
+            "every crop (--keypoint_source online), which takes more of the loader's time (docs/performance.md)",
+            difference,
+        )
+        kamim_args.keypoint_source = "online"
 
 
 def _check_settings(
@@ -127,6 +140,11 @@ class SampleStream(IterableDataset):
             for worker in range(num_workers)
         ]
         return cls(readers, transform, skip_bad_images)
+
+    @property
+    def content(self) -> str:
+        """What tells these files from others, see `ParquetFiles.fingerprint`."""
+        return self.readers[0].files.fingerprint
 
     @property
     def epoch(self) -> int:

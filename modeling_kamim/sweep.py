@@ -20,6 +20,7 @@ from typing import Any, Literal
 from .arguments import SCRIPT_ARGUMENTS
 from .command_line import parse
 from .errors import InputError, run
+from .run_directory import check_output_dir
 
 
 @dataclass
@@ -42,6 +43,7 @@ class SweepArguments:
 
     def __post_init__(self):
         self.points()
+        check_output_dir(self.output_dir)
         if self.then and self.script != "run_mim.py":
             raise InputError(f"'then' is for the checkpoints of run_mim.py; script is {self.script}")
 

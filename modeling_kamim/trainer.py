@@ -7,30 +7,37 @@ import os
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import HubStrategy, rotate_checkpoints
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_utils import HubStrategy, TrainOutput
 
+from . import durability
 from .data import SampleDataset
-from .errors import StoppedError
-from .images import BadImageError
+from .errors import InputError, StoppedError, on_one_line
+from .finite import json_values, model_tensors, nonfinite_names
+from .integrity import faults
+from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
-from .resume import SETTINGS_FILE, check_settings, missing_files, whole_checkpoints
+from .recipe_checks import check_steps
+from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
 
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"  # folder in the output directory where checkpoints are written, before they are moved
-PAGE_FILES = ("README.md", "settings.yaml")
 SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk raises
 
 
@@ -45,8 +52,9 @@ class StatefulCallback(TrainerCallback):
 class PixelTrainer(Trainer):
     """Trainer for batches of pixels in 0 to 255: normalises on the device, restores every tensor, measures its speed.
 
-    Checkpoints appear whole or not at all: they are written aside and then renamed. One that cannot be written, or
-    cannot be published, is reported and does not end the training; a final model that cannot be written does.
+    Checkpoints appear whole or not at all: they are written aside, to the disk, and then renamed. One that cannot be
+    written, or cannot be published, is reported and does not end the training; a final model that cannot be written
+    does. Of the checkpoints in its directory a run deletes, names and loads its own alone (see `run_directory`).
     `push_to_hub` publishes what `publishing.published_files` names, never pickles or the access token.
 
     It logs `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
@@ -54,7 +62,11 @@ class PixelTrainer(Trainer):
     evaluation and saving is left out.
 
     A loss or gradient that is not finite ends the training before the weights take it in; with `args.nonfinite` "skip"
-    the step is left out. `nonfinite_step_N.json` names the images. SIGTERM and Ctrl-C save a checkpoint and end it; so
+    the step is left out. `nonfinite_step_N.json` names the images. Weights that are not finite end it before they are
+    saved; so does a training without a step. In what is logged and saved as metrics None stands for such numbers.
+    Evaluations read all images, whatever `dataloader_drop_last` says.
+
+    SIGTERM and Ctrl-C save a checkpoint and end it; so
     do, in a run of one process, an image that cannot be decoded and a worker of the loader that dies.
 
     Args:
@@ -65,31 +77,50 @@ class PixelTrainer(Trainer):
 
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.run_settings = run_settings
+        self.run_settings = run_settings and {**run_settings, "train_content": self.train_dataset.content}
         self._batches: list[_Batch] = []  # of the running optimiser step
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
         # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self._window = _Window()
-        self._is_saving_aside = False
+        self._is_saving_aside = self._is_replanned = False
         if isinstance(self.train_dataset, SampleDataset):
             self.add_callback(_EpochCallback(self.train_dataset))
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """As `Trainer.train`.
+        """As `Trainer.train`; a checkpoint that has all steps of the run is taken as it is.
 
         Raises:
-            InputError: if the checkpoint was made with other settings.
-            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died.
+            InputError: if the checkpoint was made with other settings or of another model, or there are too few images
+                for a step.
+            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died; or
+                if it took no step.
         """
+        if isinstance(self.train_dataset, Sized):
+            check_steps(self.args, len(self.train_dataset))
         if resume_from_checkpoint and self.run_settings is not None:
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
+        if self.args.should_save:
+            begin_run(Path(self.args.output_dir), resume_from_checkpoint)
+        self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it, and find no "auto" there
+        if resume_from_checkpoint:
+            reached = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
+            planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+            if reached.global_step >= planned:  # the stock loop would train one more
+                return self._take_finished(resume_from_checkpoint, reached)
+            self._is_replanned = reached.max_steps != planned
+            if self._is_replanned:
+                logger.warning(
+                    "The run was planned for %d steps and is now for %d: from step %d on the schedule is that of a run "
+                    "of %d steps",
+                    *(reached.max_steps, planned, reached.global_step, planned),
+                )
         self._window = _Window()
         with self._stop.listening():
             try:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
-            except BadImageError as error:
+            except InputError as error:
                 if not self.state.global_step:
                     raise
                 self._save_before_the_end()
@@ -104,19 +135,68 @@ class PixelTrainer(Trainer):
                 f"stopped by signal {self._stop.received} at step {self.state.global_step}. {self._how_to_go_on()}"
             )
             raise StoppedError(message, status=128 + self._stop.received)
+        if not self.state.global_step:
+            raise StoppedError(
+                "the training took no step, and nothing is trained; look at the number of images and steps"
+            )
+        self._check_weights()
         return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the stock one; where the run has another length than was planned, with the rates of its own schedule."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._is_replanned:
+            return
+        schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have wrapped it
+        if isinstance(schedule, LambdaLR):
+            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+            rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+            schedule._last_lr = rates
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            logger.warning("The learning rate goes on with %.3g", rates[0])
+
+    def _take_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """Take over what a finished run trained, so that what may be missing behind the training can be made."""
+        self._load_from_checkpoint(checkpoint)
+        self.model.to(self.args.device)
+        self.state = state
+        self.state.is_local_process_zero = self.is_local_process_zero()
+        self.state.is_world_process_zero = self.is_world_process_zero()
+        step = self.state.global_step
+        logger.info("The run is finished: %s has all of its %d steps, nothing is trained", checkpoint, step)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, StatefulCallback):
+                callback.on_train_begin(self.args, self.state, self.control, model=self.model)
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint:
+            self._load_best_model()
+        measured = Path(self.args.output_dir) / "train_results.json"
+        metrics = json.loads(measured.read_text(encoding="utf-8")) if measured.is_file() else {}
+        return TrainOutput(step, metrics.get("train_loss", math.nan), metrics)
+
+    def _check_weights(self) -> None:
+        """Raise StoppedError, in every process, where a weight is not finite: it must not be saved."""
+        names = nonfinite_names(model_tensors(self.model))
+        if largest_of_processes(len(names), self.args):
+            raise StoppedError(
+                f"step {self.state.global_step}: the weights are NaN or infinite ({', '.join(names[:3])}), and are not "
+                f"saved; try a smaller --learning_rate, --max_grad_norm 1 or --precision fp32. {self._how_to_go_on()}"
+            )
 
     def _save_before_the_end(self) -> None:
         """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
-        checkpoint = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self.state.global_step and self.args.world_size == 1 and missing_files(checkpoint):
+        saved = [step_of(checkpoint) for checkpoint in whole_checkpoints(Path(self.args.output_dir))]
+        if self.state.global_step and self.args.world_size == 1 and self.state.global_step not in saved:
             self._save_checkpoint(self.model, trial=None)
 
     def _how_to_go_on(self) -> str:
-        checkpoints = whole_checkpoints(Path(self.args.output_dir))
-        if not checkpoints:
-            return "No checkpoint is saved yet"
-        return f"{checkpoints[-1]} is saved; go on with: {resume_command()}"
+        """The last checkpoint of this run, and the command that goes on with it; where there is none, this command."""
+        whole = whole_checkpoints(Path(self.args.output_dir))
+        reached = [checkpoint for checkpoint in whole if step_of(checkpoint) <= self.state.global_step]
+        if not reached:
+            return f"This run has saved no checkpoint yet; start it again with: {resume_command(checkpoint=None)}"
+        last = reached[-1]  # `auto` would take a later one, from before the run went back to an earlier one
+        return f"{last} is saved; go on with: {resume_command(checkpoint='auto' if last == whole[-1] else str(last))}"
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(inputs)
@@ -158,9 +238,10 @@ class PixelTrainer(Trainer):
         rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
         file = Path(self.args.output_dir) / f"nonfinite_step_{step}{rank}.json"
         samples = [[self._sample_name(index) for index in batch.samples] for batch in self._batches]
-        report = {"step": step, "epoch": self.state.epoch, "losses": losses, "gradient_norm": norm, "samples": samples}
+        numbers = {"losses": [f"{loss:g}" for loss in losses], "gradient_norm": f"{norm:g}"}  # JSON has no NaN
+        report = {"step": step, "epoch": self.state.epoch, **numbers, "samples": samples}
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         what = f"step {step}: the loss is {losses} and the gradient's norm {norm:g}; {file} names the images"
         if getattr(self.args, "nonfinite", "raise") == "skip":
             logger.error("%s. The step is left out", what)
@@ -174,6 +255,13 @@ class PixelTrainer(Trainer):
         rows = getattr(self.train_dataset, "rows", None)
         images = [value for value in (rows[index] if rows is not None else {}).values() if isinstance(value, dict)]
         return {"index": index, "path": next((image["path"] for image in images if image.get("path")), None)}
+
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drop_last
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         with self._window.paused():
@@ -195,6 +283,7 @@ class PixelTrainer(Trainer):
 
     def _save_aside(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and rename it; then publish it, and delete older ones."""
+        self._check_weights()
         output_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
@@ -212,15 +301,34 @@ class PixelTrainer(Trainer):
             self._move_checkpoint(output_dir / UNFINISHED / name, output_dir / name)
             if self.args.push_to_hub:
                 self._publish_checkpoint(output_dir / name)
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(str(output_dir), self.args.save_total_limit, best, use_mtime=True)
+            self._rotate_checkpoints(output_dir)
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, output_dir: Path) -> None:
         """Where the best checkpoint is going to be, in every process; not where it is written."""
         best = self.state.best_global_step
-        if best and (best == self.state.global_step or (output_dir / f"checkpoint-{best}").exists()):
+        if best and (best == self.state.global_step or is_own(output_dir, output_dir / f"checkpoint-{best}")):
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
+
+    def _finalize_training(self, *args, **kwargs):
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the stock one deletes other runs' too
+        try:
+            return super()._finalize_training(*args, **kwargs)
+        finally:
+            self.args.save_total_limit = limit
+
+    def _rotate_checkpoints(self, output_dir: Path) -> None:
+        """Delete the oldest checkpoints of this run over `save_total_limit`; not the last one, and not the best."""
+        limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+        if not limit or limit < 0:
+            return
+        step = self.state.global_step
+        own = [checkpoint for checkpoint in checkpoints(output_dir) if is_own(output_dir, checkpoint)]
+        own.sort(key=lambda checkpoint: (step_of(checkpoint) <= step, step_of(checkpoint)))  # the last one at the end
+        kept = {own[-1], *([Path(best)] if best else [])}
+        surplus = len(own) - max(limit, len(kept & set(own)))
+        for checkpoint in [checkpoint for checkpoint in own if checkpoint not in kept][: max(0, surplus)]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _complete_checkpoint(self, unfinished: Path) -> None:
         if self.run_settings is not None:
@@ -229,13 +337,16 @@ class PixelTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, StatefulCallback):
                 callback.save(unfinished)
-
-    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
         if self.state.best_model_checkpoint:
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
-        shutil.rmtree(checkpoint, ignore_errors=True)  # of an earlier run in this directory
-        unfinished.rename(checkpoint)
-        unfinished.parent.rmdir()
+        sign(Path(self.args.output_dir), unfinished)
+
+    def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
+        durability.sync(unfinished)
+        if checkpoint.exists():  # of an earlier run in this directory, or saved before this one went back
+            checkpoint.rename(unfinished.with_name("replaced"))
+        durability.replace(unfinished, checkpoint)
+        shutil.rmtree(unfinished.parent)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model aside and move its files, so that a full disk leaves the earlier ones whole.
@@ -247,8 +358,9 @@ class PixelTrainer(Trainer):
         super()._save(str(unfinished), state_dict)
         if self.args.should_save:
             (unfinished / "training_args.bin").unlink()
+            durability.sync(unfinished)
             for file in unfinished.iterdir():
-                file.replace(folder / file.name)
+                durability.replace(file, folder / file.name)
             unfinished.rmdir()
 
     def init_hf_repo(self, *args, **kwargs) -> None:
@@ -327,30 +439,47 @@ class PixelTrainer(Trainer):
                 self._window.masked_l1 = [self.accelerator.reduce(mean, reduction="mean")]
             logs.update(self._window.summary())
             self._window = _Window()
-        super().log(logs, *args, **kwargs)
+        super().log(json_values(logs), *args, **kwargs)
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        super().save_metrics(split, json_values(metrics), combined)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        is_new = super()._determine_best_metric(metrics, trial)
+        self.state.best_metric = json_values(self.state.best_metric)  # the stock one starts at infinity
+        return is_new
 
     # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        if self._renames_keys:
-            self._restore(model if model is not None else self.model, resume_from_checkpoint)
-        else:
+        if self._is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._restore(model if model is not None else self.model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        if self._renames_keys:
-            self._restore(self.model, self.state.best_model_checkpoint)
-        else:
+        best = Path(self.state.best_model_checkpoint)
+        reasons = faults(best) if is_own(Path(self.args.output_dir), best) else ["is of another run"]
+        if reasons:
+            logger.error("The best checkpoint %s %s; the model stays that of the last step", best, ", ".join(reasons))
+        elif self._is_sharded:
             super()._load_best_model()
+        else:
+            self._restore(self.model, str(best))
 
     @property
-    def _renames_keys(self) -> bool:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return isinstance(model, PreTrainedModel) and not (self.is_fsdp_enabled or self.is_deepspeed_enabled)
+    def _is_sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def _restore(self, model: nn.Module, checkpoint: str) -> None:
-        restored: PreTrainedModel = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        saved = type(restored).from_pretrained(checkpoint, config=restored.config)
-        restored.load_state_dict(saved.state_dict())
+        restored = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        if isinstance(restored, PreTrainedModel):
+            state = load_whole(type(restored), checkpoint, config=restored.config)[0].state_dict()
+        else:
+            state = load_file(Path(checkpoint) / "model.safetensors")
+        try:
+            restored.load_state_dict(state)
+        except RuntimeError as error:
+            raise InputError(f"the weights of {checkpoint} are of another model: {on_one_line(error)}") from error
 
 
 class MaskedImageTrainer(PixelTrainer):
@@ -443,7 +572,7 @@ class _EpochCallback(TrainerCallback):
         self.dataset = dataset
 
     def on_epoch_begin(self, args, state, control, **kwargs):
-        self.dataset.set_epoch(int(state.epoch + 1e-6))
+        self.dataset.draw_for_epoch(int(state.epoch + 1e-6))
 
 
 class _Window:

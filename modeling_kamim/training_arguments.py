@@ -8,6 +8,9 @@ from transformers import TrainingArguments
 
 from .errors import InputError
 from .hardware import Hardware, find_hardware
+from .limits import check_ranges
+from .recipe_checks import check_recipe
+from .run_directory import check_output_dir
 
 PAPER_BATCH_SIZE = 2048
 
@@ -18,6 +21,7 @@ class _RecipeArguments(TrainingArguments):
 
     _argument_group_name = "training (all of transformers' TrainingArguments)"
     schedule_ends: ClassVar[dict[str, float]]
+    metrics: ClassVar[tuple[str, ...]]  # of an evaluation while it trains
 
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
@@ -67,6 +71,8 @@ class _RecipeArguments(TrainingArguments):
     disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
 
     def __post_init__(self):
+        check_output_dir(self.output_dir)
+        check_ranges(self)
         self._is_cpu_asked_for = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
         hardware = find_hardware(self._is_cpu_asked_for)
         self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
@@ -78,6 +84,7 @@ class _RecipeArguments(TrainingArguments):
             self.dataloader_pin_memory = False
         if self.global_batch_size is not None:
             self.gradient_accumulation_steps = self._accumulation_steps()
+        check_recipe(self, self.metrics)
 
     def _set_precision(self, hardware: Hardware) -> None:
         """Make `bf16` and `fp16` what `precision` says, and the other way round."""
@@ -134,6 +141,7 @@ class PretrainingArguments(_RecipeArguments):
     """The paper's pretraining (section 4.1): lr 8e-4, warm-up from 1e-6 over 10%, cosine to 1e-5, clipping at 1."""
 
     schedule_ends = {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4}
+    metrics = ("loss", "masked_l1")
 
     output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
     learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
@@ -150,6 +158,7 @@ class ProbingArguments(_RecipeArguments):
     """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping."""
 
     schedule_ends = {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3}
+    metrics = ("loss", "top1", "top5")
 
     output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
     learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})

@@ -9,6 +9,9 @@ import numpy as np
 
 from .errors import InputError
 
+_TRIES = 10  # of a random crop; then the largest central one is taken
+_MEAN_STEPS = 32  # of area and of ratio, over which crops are averaged
+
 
 @dataclass(frozen=True)
 class View:
@@ -82,7 +85,7 @@ class RandomView:
         return View(*box, height, width, rng.random() < self.horizontal_flip, rng.random() < self.vertical_flip)
 
     def _draw_box(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int]:
-        for _ in range(10):
+        for _ in range(_TRIES):
             area = height * width * rng.uniform(self.min_scale, 1.0)
             ratio = math.exp(rng.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             crop_width, crop_height = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
@@ -90,6 +93,20 @@ class RandomView:
                 top = rng.randrange(height - crop_height + 1)
                 left = rng.randrange(width - crop_width + 1)
                 return top, left, crop_height, crop_width
-        crop_width = min(width, round(height * self.ratio[1]))
-        crop_height = min(height, round(width / self.ratio[0]))
+        crop_height, crop_width = self._central_size(height, width)
         return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
+
+    def _central_size(self, height: int, width: int) -> tuple[int, int]:
+        return min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
+
+    def mean_size(self, height: int, width: int) -> tuple[float, float]:
+        """Mean height and width of the crops of an image of `height` x `width` pixels."""
+        steps = (np.arange(_MEAN_STEPS) + 0.5) / _MEAN_STEPS
+        area = height * width * (self.min_scale + (1 - self.min_scale) * steps)[:, None]
+        ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** steps
+        heights, widths = np.sqrt(area / ratio), np.sqrt(area * ratio)
+        fits = (heights <= height) & (widths <= width)
+        missed = (1 - fits.mean()) ** _TRIES
+        means = [sides[fits].mean() if fits.any() else 0.0 for sides in (heights, widths)]
+        central = self._central_size(height, width)
+        return tuple((1 - missed) * mean + missed * side for mean, side in zip(means, central, strict=True))

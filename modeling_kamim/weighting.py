@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .errors import InputError
+from .limits import RANGES
 
 MAX_EXPONENT = 20.0
 _TINY = torch.finfo(torch.float32).tiny
@@ -129,7 +130,7 @@ class CellWeighting:
             loss scale out of a comparison).
 
     Raises:
-        InputError: for an unknown name or norm, or a temperature that is not positive.
+        InputError: for an unknown name or norm, or a temperature that is not positive and finite.
     """
 
     name: str = "keypoint"
@@ -141,8 +142,8 @@ class CellWeighting:
             raise InputError(f"weighting is {self.name!r}; allowed: {', '.join(WEIGHTINGS)}")
         if self.norm not in WEIGHT_NORMS:
             raise InputError(f"weight_norm is {self.norm!r}; allowed: {', '.join(WEIGHT_NORMS)}")
-        if not self.temperature > 0:
-            raise InputError(f"temperature is {self.temperature}; it must be greater than 0 (the paper uses 0.25)")
+        if not RANGES["temperature"].holds(self.temperature):
+            raise InputError(f"temperature is {self.temperature}; it must be {RANGES['temperature'].words}")
 
     def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
         """Weights of images.

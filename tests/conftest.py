@@ -34,6 +34,8 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from loopback_hub import LoopbackHub  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from modeling_kamim.hardware import find_hardware  # noqa: E402
+
 torch.set_num_threads(int(_THREADS))
 cv2.setNumThreads(1)
 settings.register_profile(
@@ -45,6 +47,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.load_profile("kamim")
+
+
+def pytest_report_header() -> str:
+    """What the CPU answers, or is made to answer (`make test-hardware`)."""
+    found = find_hardware(use_cpu=True)
+    return f"CPU: bf16 {found.bf16}, so --precision auto is {found.precision}"
 
 
 def _photograph(file: str) -> np.ndarray:

@@ -138,7 +138,7 @@ def test_a_refused_analysis_does_not_stop_the_others(monkeypatch, tmp_path, chec
     run(monkeypatch, tmp_path, *arguments, "--analyses", "loss_share", "reconstruction", "pca", "rank")
     report = (tmp_path / "report.md").read_text()
     assert report.count("Refused: plain: its checkpoint holds no decoder") == 2
-    assert "Refused: tokens_pca_many: 3 classes of 6/6/4 images are needed" in report
+    assert r"Refused: tokens\_pca\_many: 3 classes of 6/6/4 images are needed" in report
     assert (tmp_path / "rank.png").is_file() and (tmp_path / "tokens_pca_one.png").is_file()
     assert (tmp_path / "rank.pdf").read_bytes().startswith(b"%PDF")
     assert not (tmp_path / "loss_share.csv").exists()

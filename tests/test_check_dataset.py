@@ -7,16 +7,20 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 from awkward_images import LONG_NAME, photograph, write_bad_images, write_good_images
 
 import check_dataset as script
 from modeling_kamim.data import keep_encoded, load_images
 from modeling_kamim.dataset_check import check_dataset
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import printable
+from modeling_kamim.keypoints import KeypointDetector
 
 ROOT = Path(__file__).parent.parent
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +175,18 @@ def test_the_process_exits_with_1_for_bad_images(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "1 cannot be decoded" in done.stdout and "Checking train" in done.stderr
+
+
+def test_stored_densities_are_checked_too(tmp_path):
+    write_good_images(tmp_path / "images")
+    images = loaded(tmp_path / "images")["train"]
+    small, large = DensityDetector(KeypointDetector(), 32), DensityDetector(KeypointDetector(), 64)
+    values = [None, small(PIXELS)[:-1]] + [large(PIXELS)] + [small(PIXELS)] * (len(images) - 3)
+    images = images.add_column(small.column, values)
+    check = check_dataset(datasets.DatasetDict(train=images), "image")
+    assert check.num_bad == 2 and len(check.bad_images().splitlines()) == 2
+    assert all("cannot use the keypoint density of" in line for line in check.bad_images().splitlines())
+    report = " ".join(check.report().split())
+    assert "All can be decoded." in report and "2 keypoint_density_fast: damaged or missing" in report
+    assert f"1 keypoint_density_fast of {large.label}" in report
+    assert f"{len(images) - 3} keypoint_density_fast of {small.label}" in report

@@ -386,7 +386,7 @@ def drawn(samples):
 
 
 def epoch_of(dataset, epoch):
-    dataset.set_epoch(epoch)
+    dataset.draw_for_epoch(epoch)
     return drawn([dataset[index] for index in range(len(dataset))])
 
 
@@ -417,7 +417,7 @@ def test_no_two_samples_share_their_randomness(places):
     values = set()
     for seed, epoch, index in places:
         dataset = sample_dataset(seed)
-        dataset.set_epoch(epoch)
+        dataset.draw_for_epoch(epoch)
         values.add(tuple(dataset[index]["drawn"].tolist()))
     assert len(values) == len(places)
 
@@ -434,7 +434,7 @@ WORKERS = pytest.mark.parametrize("loader", ["forked", "spawned"])
 def test_samples_do_not_depend_on_the_loader(loader):
     expected = epoch_of(sample_dataset(), 3)
     dataset = sample_dataset()
-    dataset.set_epoch(3)
+    dataset.draw_for_epoch(3)
     assert drawn(DataLoader(dataset, batch_size=5, shuffle=True, **LOADERS[loader])) == expected
 
 
@@ -443,7 +443,7 @@ def test_epoch_reaches_workers_that_already_run(loader):
     dataset = sample_dataset()
     batches = DataLoader(dataset, batch_size=4, persistent_workers=True, **LOADERS[loader])
     for epoch in (0, 1, 7):
-        dataset.set_epoch(epoch)
+        dataset.draw_for_epoch(epoch)
         assert drawn(batches) == epoch_of(sample_dataset(), epoch)
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import math
+import re
 import resource
 import sys
 import time
@@ -12,12 +14,15 @@ from random import Random
 
 import numpy as np
 import pytest
+import torch
 from awkward_images import huge_jpeg, huge_png, photograph
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import Trainer, TrainingArguments, get_scheduler
 
 from modeling_kamim.arguments import (
+    CLASSIFICATION_ARGUMENTS,
     PREPARATION_ARGUMENTS,
     PRETRAINING_ARGUMENTS,
     ClassificationArguments,
@@ -342,3 +347,80 @@ def test_aliases_do_not_blow_up(tmp_path, key):
         file.write_text(f"{key}: {value}\n", encoding="utf-8")
         with pytest.raises(InputError, match=key):
             parse(PRETRAINING_ARGUMENTS, [str(file)])
+
+
+# Numbers on the command line: what is accepted is sane
+
+EXTREMES = [
+    "nan",
+    "inf",
+    "-inf",
+    "-1",
+    "0",
+    "-0.0",
+    "1e-320",
+    "1e-9",
+    "0.5",
+    "0.999999",
+    "1",
+    "2",
+    "1e9",
+    "1e30",
+    "1e308",
+]
+EXTREMES += [str(2**31), str(2**32), str(2**63), str(10**40)]
+
+
+def numbers_of(kinds):
+    return sorted(
+        {
+            field.name
+            for kind in kinds
+            for field in fields(kind)
+            if re.search(r"\b(int|float)\b", str(field.type)) and field.name != "local_rank"
+        }
+    )
+
+
+def is_sane(group):
+    for field in fields(group):
+        value = getattr(group, field.name)
+        assert not isinstance(value, float) or math.isfinite(value), field.name
+    if not isinstance(group, TrainingArguments):
+        return
+    assert min(group.per_device_train_batch_size, group.gradient_accumulation_steps, group.total_batch_size) >= 1
+    assert group.max_steps >= 1 or group.num_train_epochs > 0
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    make, settings = Trainer.get_optimizer_cls_and_kwargs(group)
+    optimizer = make([weight], **{**settings, "weight_decay": group.weight_decay})
+    steps = group.max_steps if group.max_steps > 0 else 100
+    schedule = get_scheduler(
+        group.lr_scheduler_type, optimizer, group.get_warmup_steps(steps), steps, group.lr_scheduler_kwargs
+    )
+    for _ in range(3):
+        weight.grad = torch.ones(2, 2)
+        optimizer.step()
+        schedule.step()
+        assert 0 <= schedule.get_last_lr()[0] <= 100 and torch.isfinite(weight).all()
+
+
+@pytest.mark.parametrize("kinds", [PRETRAINING_ARGUMENTS, CLASSIFICATION_ARGUMENTS])
+def test_numeric_extremes_are_refused_or_sane(kinds):
+    names = numbers_of(kinds)
+    assert len(names) > 30
+
+    @given(st.lists(st.tuples(st.sampled_from(names), st.sampled_from(EXTREMES)), min_size=1, max_size=2))
+    def check(settings):
+        argv = ["--use_cpu", "--output_dir", "/nowhere", *(f"--{name}={value}" for name, value in settings)]
+        try:
+            groups = parse(kinds, argv)
+        except InputError as error:
+            assert str(error)
+        else:
+            for group in groups:
+                is_sane(group)
+
+    for name in names:
+        for value in EXTREMES:
+            check.hypothesis.inner_test([(name, value)])
+    check()

@@ -14,13 +14,14 @@ from PIL import Image
 
 from modeling_kamim import map_steps
 from modeling_kamim.data import keep_encoded, load_images
-from modeling_kamim.density import DensityDetector, decode_density, density_grid
+from modeling_kamim.density import DensityDetector, OtherDensitiesError
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError
 from modeling_kamim.keypoints import KeypointDetector
-from modeling_kamim.map_steps import attach_keypoint_density, has_densities, prepare_images
+from modeling_kamim.map_steps import attach_keypoint_density, find_bad_densities, prepare_images
 
 FAST = DensityDetector(KeypointDetector(), 70)
+DAMAGED = [None, b"", b"not a density", bytes(5000)]
 
 
 def png(array):
@@ -46,6 +47,13 @@ def load(folder):
     return keep_encoded(load_images(str(folder))["train"], "image")
 
 
+def has_densities(dataset, densities):
+    try:
+        return find_bad_densities(dataset, densities, "image") == {}
+    except OtherDensitiesError:
+        return False
+
+
 def names(dataset):
     return [Path(image["path"]).stem for image in dataset["image"]]
 
@@ -58,8 +66,8 @@ def test_attaching_keeps_the_rows_and_adds_one_column(folder):
     assert names(attached) == list("abcd")
     for row, image in zip(attached, dataset, strict=True):
         with Image.open(image["image"]["path"]) as file:
-            expected = density_grid(np.asarray(file), KeypointDetector(), 70)
-        assert np.array_equal(decode_density(row[FAST.column]), expected)
+            expected = FAST.density(np.asarray(file))
+        assert np.array_equal(FAST.format.decode(row[FAST.column]), expected)
 
 
 def test_densities_of_several_detectors_stand_side_by_side(folder):
@@ -78,9 +86,10 @@ def test_densities_of_several_detectors_stand_side_by_side(folder):
         DensityDetector(KeypointDetector(footprint="point"), 70),
         DensityDetector(KeypointDetector(parameters={"threshold": 20}), 70),
         DensityDetector(KeypointDetector(), 71),
+        DensityDetector(KeypointDetector(), 70, 0.5),
         DensityDetector(KeypointDetector(), 70, version=-1),
     ],
-    ids=["detector", "footprint", "parameters", "short_side", "version"],
+    ids=["detector", "footprint", "parameters", "image_size", "scale", "version"],
 )
 def test_only_the_very_same_densities_are_taken_for_them(photographs, other):
     dataset = encoded([png(photographs[0])])
@@ -97,11 +106,57 @@ def test_densities_that_are_not_there_are_not_found(photographs):
     assert not has_densities(dataset.add_column(FAST.column, ["text"]), FAST)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a density", bytes(5000), None])
+@pytest.mark.parametrize("content", DAMAGED)
 def test_a_foreign_column_of_the_same_name_is_not_taken_for_densities(photographs, content):
     dataset = encoded([png(photographs[0])], **{FAST.column: [content]})
     dataset = dataset.cast_column(FAST.column, datasets.Value("binary"))
     assert not has_densities(dataset, FAST)
+
+
+def with_densities(dataset, values):
+    """The data set with other values in the column of its densities."""
+    dataset = dataset.remove_columns(FAST.column) if FAST.column in dataset.column_names else dataset
+    return dataset.add_column(FAST.column, values).cast_column(FAST.column, datasets.Value("binary"))
+
+
+@pytest.mark.parametrize("damaged", [*DAMAGED, "cut"])
+def test_a_damaged_density_is_named_or_left_out(folder, damaged):
+    """Wherever it lies; beside an image that cannot be decoded both are listed once."""
+    dataset = attach_keypoint_density(load(folder), FAST, "image")[0]
+    stored = dataset[FAST.column][:]
+    stored[2] = stored[2][:-1] if damaged == "cut" else damaged
+    dataset = with_densities(dataset, stored)
+    with pytest.raises(BadImageError, match=r"^row 2: .*density of .*c\.png \((there is none|it is damaged)"):
+        prepare_images(dataset, "image", FAST)
+    (folder / "b.png").write_bytes(b"broken")
+    kept, bad = prepare_images(dataset, "image", FAST, skip_bad_images=True)
+    assert names(kept) == ["a", "d"] and ["b.png" in bad[0], "row 2: " in bad[1], len(bad)] == [True, True, 2]
+    assert kept[FAST.column][:] == [stored[0], stored[3]]
+    shuffled = dataset.select([3, 2])  # as --max_train_samples does
+    with pytest.raises(BadImageError, match="^row 2: "):
+        prepare_images(shuffled, "image", FAST)
+
+
+@pytest.mark.parametrize("other", [DensityDetector(KeypointDetector(), 71), DensityDetector(KeypointDetector(), 70, 1)])
+@pytest.mark.parametrize("row", [0, 3])
+def test_one_density_of_other_settings_anywhere_is_found(folder, caplog, row, other):
+    dataset = attach_keypoint_density(load(folder), FAST, "image")[0]
+    expected = dataset[FAST.column][:]
+    stored = [*expected]
+    stored[row] = attach_keypoint_density(load(folder), other, "image")[0][FAST.column][row]
+    prepared, bad = prepare_images(with_densities(dataset, stored), "image", FAST)
+    assert prepared[FAST.column][:] == expected and bad == []
+    [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
+    message = warning.getMessage()
+    assert f"row {row}: it is of {other.label}, and not of {FAST.label}" in message
+    assert "detected anew on all 4 images" in message
+
+
+def test_detecting_again_is_said_where_densities_were_stored_alone(folder, caplog):
+    stored = prepare_images(load(folder), "image", FAST)[0]
+    assert caplog.records == []
+    prepare_images(stored, "image", DensityDetector(KeypointDetector("orb"), 70))
+    assert "holds keypoint_density_fast, and this run needs keypoint_density_orb" in caplog.text
 
 
 @pytest.mark.parametrize("suffix", ["", ".parquet"])
@@ -195,6 +250,7 @@ def test_what_changes_the_density_changes_the_cache(folder, monkeypatch):
     assert new_files(DensityDetector(KeypointDetector(footprint="point"), 70)) == 1
     assert new_files(DensityDetector(KeypointDetector("orb"), 70)) == 1
     assert new_files(DensityDetector(KeypointDetector(), 105)) == 1
+    assert new_files(DensityDetector(KeypointDetector(), 70, 0.5)) == 1
     assert new_files(FAST) == 0
     assert new_files(DensityDetector(KeypointDetector(), 70, version=-1)) == 1
     monkeypatch.setattr(map_steps, "DECODER_VERSION", -1)
@@ -233,7 +289,7 @@ weights = set()
 for temperature in (0.1, 0.5):
     for cell in (8, 16):
         transform = MaskedImageTransform(
-            "image", 64, 8, 16, 0.6, cell, RandomView(), density_column="keypoint_density_fast"
+            "image", 64, 8, 16, 0.6, cell, RandomView(), densities=DensityDetector(KeypointDetector("fast"), 70)
         )
         sample = transform(attach("fast")[0], Random(0))
         density = resample_density(sample["keypoint_density"][None] / 255, sample["crop_box"][None], 64 // cell)

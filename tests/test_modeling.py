@@ -63,6 +63,30 @@ def test_factories_choose_the_class(model_type, tmp_path):
     assert type(given) is CLASSES[model_type]
 
 
+@pytest.mark.parametrize(
+    ("model_type", "image_size", "settings"),
+    [
+        ("vit", 96, {"patch_size": 8}),
+        ("vit", 64, {"patch_size": 32, "num_hidden_layers": 2}),
+        ("swin", 128, {"patch_size": 2}),
+        ("swin", 64, {"depths": [2, 2], "num_heads": [3, 6], "window_size": 4}),
+        ("swin", 64, {"patch_size": 8, "depths": [1, 1, 1], "num_heads": [3, 6, 12]}),
+    ],
+)
+def test_a_model_of_other_patches_and_depths_reconstructs_its_images(model_type, image_size, settings):
+    config = build_config(model_type, "tiny", image_size, **settings)
+    assert {key: getattr(config, key) for key in settings} == settings
+    model = KamimForMaskedImageModeling.from_config(config)
+    inputs = batch(config)
+    assert model(**inputs).reconstruction.shape == inputs["pixel_values"].shape
+
+
+@pytest.mark.parametrize("model_type", ["vit", "swin"])
+def test_patches_of_no_pixel_are_refused(model_type):
+    with pytest.raises(InputError, match="patch_size is 0"):
+        build_config(model_type, "tiny", 96, patch_size=0)
+
+
 def test_build_config_passes_settings_through():
     vit = build_config("vit", "tiny", 64, kamim={"temperature": 0.5}, num_channels=1)
     assert (vit.model_type, vit.image_size, vit.patch_size, vit.encoder_stride) == ("vit", 64, 16, 16)

@@ -253,7 +253,7 @@ def test_modes_and_generators_are_put_back_after_an_error(tmp_path, monkeypatch)
     trainer = build_trainer(VIT, tmp_path)
     trainer.model.train()
     probe = build_probe(trainer)
-    monkeypatch.setattr(trainer, "compute_loss_context_manager", lambda: 1 / 0)
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: 1 / 0)
     state = torch.get_rng_state()
     with pytest.raises(ZeroDivisionError):
         probe.score()

@@ -25,7 +25,7 @@ import prepare_dataset as script
 import run_mim
 from modeling_kamim import map_steps
 from modeling_kamim.data import keep_encoded, load_images
-from modeling_kamim.density import DensityDetector, density_label, detection_side
+from modeling_kamim.density import DensityDetector, density_label
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError, decode_image
 from modeling_kamim.keypoints import KeypointDetector
@@ -40,7 +40,7 @@ SHARDS = [f"train-0000{n}-of-00003.parquet" for n in range(3)] + [
 
 
 def densities(*names):
-    return tuple(DensityDetector(KeypointDetector(name), detection_side(SIZE, 0.67)) for name in names)
+    return tuple(DensityDetector(KeypointDetector(name), SIZE) for name in names)
 
 
 def preparation(*detectors, **settings):

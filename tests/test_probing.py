@@ -67,15 +67,27 @@ def test_probe_agrees_with_scikit_learns_logistic_regression():
 
 def test_heads_trained_side_by_side_are_those_trained_alone():
     features, labels = clusters(spread=1)
-    layers = torch.stack([features, features.flip(1) * 3 + 1], dim=1)
-    rates = torch.tensor([[1e-3, 1e-1], [1e-2, 1e-4]])
+    rates = torch.tensor([1e-3, 1e-1, 1e-2])
     recipe = LinearProbe(num_epochs=3)
-    together = fit(recipe, layers, labels, 5, rates, "")(layers)
-    for layer in range(2):
-        for rate in range(2):
-            alone = fit(recipe, layers[:, layer, None], labels, 5, rates[layer, rate].view(1, 1), "")
-            expected = alone(layers[:, layer, None])[:, 0, 0]
-            torch.testing.assert_close(together[:, layer, rate], expected, rtol=1e-3, atol=1e-4)
+    together = fit(recipe, features, labels, 5, rates, "")(features)
+    for place in range(3):
+        alone = fit(recipe, features, labels, 5, rates[place, None], "")(features)[:, 0]
+        torch.testing.assert_close(together[:, place], alone, rtol=1e-3, atol=1e-4)
+
+
+@given(st.integers(2, 6), st.integers(3, 70), st.integers(0, 99))
+def test_a_layer_scores_the_same_bit_by_bit_alone_and_among_others(num_layers, dimension, seed):
+    features, labels = clusters(spread=0.3, num_images=120, dimension=num_layers * dimension, seed=seed)
+    layers = features.unflatten(1, (num_layers, dimension))
+    recipe = LinearProbe(num_epochs=3, batch_size=32, seed=seed)
+    together = probe(recipe, layers[:80], labels[:80], layers[80:], 5)
+    for layer in range(num_layers):
+        own = layers[:, [layer]]
+        alone = probe(recipe, own[:80], labels[:80], own[80:], 5)
+        assert torch.equal(together.logits[layer], alone.logits[0])
+        assert together.learning_rates[layer] == alone.learning_rates[0]
+        votes = nearest_neighbours(layers[:80, layer], labels[:80], layers[80:, layer], 5)
+        assert torch.equal(votes, nearest_neighbours(own[:80, 0], labels[:80], own[80:, 0], 5))
 
 
 def test_layers_padded_with_zeros_score_as_without():

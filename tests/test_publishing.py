@@ -25,6 +25,7 @@ from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.errors import InputError, StoppedError
 from modeling_kamim.processor import image_processor
 from modeling_kamim.publishing import Publisher, PublishError, published_files
+from modeling_kamim.run_directory import RUN_FILE
 from modeling_kamim.trainer import MaskedImageTrainer
 from modeling_kamim.weighting import CellWeighting
 
@@ -235,7 +236,7 @@ def test_a_full_disk_costs_one_checkpoint_and_not_the_run(tmp_path, monkeypatch,
     else:
         monkeypatch.setattr(torch, "save", write(torch.save))
     trained.train()
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-3"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-1", "checkpoint-3", RUN_FILE}
     assert is_whole(tmp_path / "checkpoint-1") and is_whole(tmp_path / "checkpoint-3")
     assert "Checkpoint of step 2 NOT saved" in caplog.text and "No space left" in caplog.text
 

@@ -3,21 +3,26 @@
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from background import QUIET, RUN, SMALL, SWIN, VIT, count_steps, finish, kill, wait_for
+from PIL import Image
 from safetensors.torch import load_file
 
 import prepare_dataset
 import run_mim
+from modeling_kamim.arguments import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
+from modeling_kamim.command_line import parse
 from modeling_kamim.errors import InputError
-from modeling_kamim.resume import check_settings, find_checkpoint, missing_files, whole_checkpoints
+from modeling_kamim.resume import _MAY_DIFFER, check_settings, run_settings, whole_checkpoints
 from modeling_kamim.stopping import resume_command
 
 
@@ -145,27 +150,6 @@ def checkpoint(folder, leave_out=()):
     return folder
 
 
-class Arguments:
-    def __init__(self, output_dir, wanted):
-        self.output_dir, self.resume_from_checkpoint = str(output_dir), wanted
-
-
-def test_auto_takes_the_last_whole_checkpoint(tmp_path, caplog):
-    assert find_checkpoint(Arguments(tmp_path, "auto")) is None
-    checkpoint(tmp_path / "checkpoint-9")
-    last = checkpoint(tmp_path / "checkpoint-10")
-    checkpoint(tmp_path / "checkpoint-11", leave_out=["optimizer.pt"])
-    checkpoint(tmp_path / ".unfinished" / "checkpoint-16")
-    checkpoint(tmp_path / "checkpoint-best")
-    with caplog.at_level("INFO"):
-        assert find_checkpoint(Arguments(tmp_path, "auto")) == str(last)
-    assert f"Resuming from {last}" in caplog.text
-    assert find_checkpoint(Arguments(tmp_path, None)) is None and "overwrites" in caplog.text
-    with pytest.raises(InputError, match="lacks optimizer.pt; give"):
-        find_checkpoint(Arguments(tmp_path, str(tmp_path / "checkpoint-11")))
-    assert missing_files(tmp_path / "nowhere")
-
-
 def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, caplog):
     def pretrain(*arguments):
         argv = [*VIT, *SMALL, *QUIET, "--max_steps", "2", "--save_steps", "1", "--per_device_train_batch_size", "4"]
@@ -174,7 +158,7 @@ def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, capl
 
     pretrain()
     resume = ["--resume_from_checkpoint", str(tmp_path / "checkpoint-1")]
-    for arguments in (["--temperature", "0.5"], ["--learning_rate", "0.1"], ["--seed", "1"], ["--max_steps", "3"]):
+    for arguments in (["--temperature", "0.5"], ["--learning_rate", "0.1"], ["--seed", "1"], ["--max_steps", "1"]):
         name, value = arguments[0].strip("-"), arguments[1]
         with pytest.raises(InputError, match=rf"{name}: .* in the checkpoint, {value}.* now.*--force_resume"):
             pretrain(*resume, *arguments)
@@ -184,6 +168,90 @@ def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, capl
     pretrain(*resume, "--logging_steps", "2", "--dataloader_num_workers", "1")
     assert "Differs from the checkpoint: logging_steps" in caplog.text
     pretrain(*resume, "--temperature", "0.5", "--force_resume", "true")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--ignore_data_skip true",
+        "--dataloader_drop_last true",
+        "--train_sampling_strategy sequential",
+        "--data_seed 7",
+        '--accelerator_config {"even_batches":false}',
+        "--dataloader_in_order false",
+        "--max_grad_norm 2",
+        "--precision bf16",
+    ],
+)
+def test_settings_of_the_sampler_and_the_numbers_are_refused(tmp_path, arguments):
+    def settings(*more):
+        return run_settings(*parse(PRETRAINING_ARGUMENTS, ["--use_cpu", "--precision", "fp32", *more]))
+
+    (tmp_path / "run_settings.json").write_text(json.dumps(settings()))
+    check_settings(str(tmp_path), settings("--run_name", "other", "--use_cpu", "true"), force=False)
+    name = arguments.split()[0].removeprefix("--")
+    with pytest.raises(InputError, match=rf"would change the result: .*{name}: "):
+        check_settings(str(tmp_path), settings(*arguments.split()), force=False)
+
+
+def test_a_setting_that_nobody_thought_of_is_refused(tmp_path):
+    (tmp_path / "run_settings.json").write_text(json.dumps({"brand_new": 1}))
+    with pytest.raises(InputError, match="brand_new: 1 in the checkpoint, 2 now"):
+        check_settings(str(tmp_path), {"brand_new": 2}, force=False)
+
+
+def test_what_may_differ_are_settings_that_there_are():
+    known = {field.name for kind in (*PRETRAINING_ARGUMENTS, *CLASSIFICATION_ARGUMENTS) for field in fields(kind)}
+    for reason, pattern in _MAY_DIFFER.items():
+        for part in re.split(r"\|(?![^(]*\))", pattern):
+            assert any(re.fullmatch(part, name) for name in known), (reason, part)
+
+
+def test_data_are_compared_by_their_content(monkeypatch, tmp_path, astronaut):
+    """A folder that was moved is the same data; one with another image of the same name is not."""
+
+    def pretrain(folder, *arguments):
+        argv = [
+            *VIT,
+            *QUIET,
+            "--use_cpu",
+            "--max_steps",
+            "2",
+            "--save_steps",
+            "1",
+            "--per_device_train_batch_size",
+            "4",
+        ]
+        argv += ["--dataset_name", str(folder), "--output_dir", str(tmp_path / "run"), *arguments]
+        monkeypatch.setattr(sys, "argv", ["run_mim.py", *argv])
+        run_mim.main()
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(6):
+        Image.fromarray(astronaut[64 * number : 64 * number + 64, :64]).save(images / f"{number}.png")
+    pretrain(images)
+    resume = ["--resume_from_checkpoint", str(tmp_path / "run" / "checkpoint-1")]
+    pretrain(images.rename(tmp_path / "moved"), *resume)
+    Image.fromarray(astronaut[:64, 64:128]).save(tmp_path / "moved" / "3.png")
+    with pytest.raises(InputError, match="train_content: '[0-9a-f]{16}' in the checkpoint"):
+        pretrain(tmp_path / "moved", *resume)
+
+
+def test_a_longer_run_says_what_becomes_of_the_schedule(monkeypatch, tmp_path, caplog):
+    def pretrain(*arguments):
+        argv = [*VIT, *SMALL, *QUIET, "--save_steps", "2", "--per_device_train_batch_size", "8"]
+        monkeypatch.setattr(sys, "argv", ["run_mim.py", *argv, "--output_dir", str(tmp_path), *arguments])
+        run_mim.main()
+
+    pretrain("--max_steps", "4", "--learning_rate", "1e-3")
+    pretrain("--max_steps", "6", "--learning_rate", "1e-3", "--resume_from_checkpoint", "auto")
+    assert "planned for 4 steps and is now for 6: from step 4 on" in caplog.text
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 6
+    rates = [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry]
+    assert f"The learning rate goes on with {rates[4]:.3g}" in caplog.text
+    assert rates[4] > rates[5]  # a cosine of 6 steps; that of 4 climbs behind its end
 
 
 def test_equal_images_per_step_may_come_in_other_batches(tmp_path):

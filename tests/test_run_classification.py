@@ -77,7 +77,7 @@ def test_a_probe_tells_two_colours_apart(monkeypatch, tmp_path, colour_folder):
 
 def test_a_probe_on_cached_features_is_the_probe_of_forward_passes(monkeypatch, tmp_path, checkpoint):
     sizes = ["--num_train_epochs", "2", "--per_device_train_batch_size", "16", "--augmentation", "none"]
-    sizes += ["--model_name_or_path", str(checkpoint), "--max_train_samples", "64"]
+    sizes += ["--model_name_or_path", str(checkpoint), "--max_train_samples", "64", "--precision", "fp32"]
     cached = run(run_classification, monkeypatch, tmp_path / "cached", *sizes)
     forward = run(run_classification, monkeypatch, tmp_path / "forward", *sizes, "--cache_features", "false")
     expected, found = load_file(forward / "model.safetensors"), load_file(cached / "model.safetensors")
@@ -91,6 +91,7 @@ def test_a_probe_on_cached_features_is_the_probe_of_forward_passes(monkeypatch, 
 def test_accumulation_gives_the_losses_of_one_large_batch(monkeypatch, tmp_path):
     """8 x 1 and 2 x 4 without mixing (mixing is drawn for each batch)."""
     model = ["--model_size", "tiny", "--image_size", "32", "--augmentation", "none", "--logging_steps", "1"]
+    model += ["--precision", "fp32"]
     curves = []
     for batch in (8, 2):
         sizes = ["--max_steps", "4", "--per_device_train_batch_size", str(batch), "--global_batch_size", "8"]

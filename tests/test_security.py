@@ -106,9 +106,12 @@ def test_sources_unpickle_nothing_and_trust_no_remote_code():
     for name in ("from_pretrained", "load_dataset", "run", "Popen"):
         for file, _, words in calls(name):
             assert words.get("trust_remote_code", "False") == "False" and "shell" not in words, file
-    for name in ("AutoModel.from_pretrained", "encoder_class.from_pretrained"):
-        found = [words for _, function, words in calls("from_pretrained") if function == name]
-        assert found and all(words.get(None) or "use_safetensors" in words for words in found)
+    loading = {name: [words for _, function, words in calls("from_pretrained") if function == name] for name in LOADING}
+    assert loading["model_class.from_pretrained"]
+    assert all(words.get(None) or "use_safetensors" in words for found in loading.values() for words in found)
+
+
+LOADING = ("AutoModel.from_pretrained", "encoder_class.from_pretrained", "model_class.from_pretrained")
 
 
 def loaders(tmp_path):

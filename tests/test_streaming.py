@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,11 +24,15 @@ from torch.utils.data import DataLoader
 import run_mim
 from modeling_kamim import parquet_files
 from modeling_kamim.arguments import KamimArguments
+from modeling_kamim.density import OtherDensitiesError
 from modeling_kamim.errors import InputError
 from modeling_kamim.images import BadImageError
+from modeling_kamim.map_steps import prepare_images
 from modeling_kamim.parquet_files import ParquetFiles, load_parquet
 from modeling_kamim.stream_reader import Position, StreamReader, take_rows
 from modeling_kamim.streaming import SampleStream, collate_stream
+from modeling_kamim.transforms import MaskedImageTransform
+from modeling_kamim.views import RandomView
 
 ROOT = Path(__file__).parent.parent
 TINY_VIT = ["--model_type", "vit", "--model_size", "tiny", "--image_size", "32", "--mask_patch_size", "16"]
@@ -351,16 +356,83 @@ def test_a_resumed_run_ends_with_the_weights_of_one_that_was_not(monkeypatch, tm
     assert config["kamim"]["keypoint_source"] == "online"
 
 
-def test_prepared_densities_are_used(monkeypatch, tmp_path, photographs, caplog):
-    densities = KamimArguments(image_size=32, mask_patch_size=16).densities()
-    columns = {densities.column: [densities(image) for image in photographs]}
-    prepared = parquet(tmp_path / "prepared", photographs, **columns)
+def test_prepared_densities_are_used(monkeypatch, tmp_path, photographs):
+    prepared = parquet(tmp_path / "prepared", photographs, **stored(photographs, SMALL))
     output = pretrain(monkeypatch, tmp_path / "out", prepared, "--max_steps", "1")
     assert json.loads((output / "config.json").read_text())["kamim"]["keypoint_source"] == "map"
-    files, others = load_parquet(str(prepared))["train"], KamimArguments(image_size=64).densities()
-    with caplog.at_level("INFO"):
-        assert files.has_densities(densities) and not files.has_densities(others)
-    assert "this run needs" in caplog.text
+
+
+def stored(images, densities):
+    return {densities.column: [densities(image) for image in images]}
+
+
+SMALL, LARGE = (KamimArguments(image_size=size, mask_patch_size=16).densities() for size in (32, 64))
+
+
+def prepared_files(folder, photographs, *densities):
+    """A data set with a file of three rows for each of the densities; of None, a file without rows."""
+    for number, those in enumerate(densities):
+        columns = stored(photographs, those or SMALL)
+        part = parquet(folder / "parts", photographs, (3 if those else 0,), **columns)
+        (part / "train-00000-of-00001.parquet").replace(folder / f"train-{number}.parquet")
+    (folder / "parts").rmdir()
+    return folder
+
+
+@pytest.mark.parametrize("densities", [(LARGE, SMALL, SMALL), (SMALL, SMALL, LARGE), (SMALL, None, LARGE)])
+def test_a_shard_prepared_for_another_size_is_found(tmp_path, photographs, densities):
+    files = load_parquet(str(prepared_files(tmp_path, photographs, *densities)))["train"]
+    with pytest.raises(OtherDensitiesError) as error:
+        files.check_densities(SMALL)
+    message = str(error.value)
+    assert f"train-{densities.index(LARGE)}.parquet is of {LARGE.label}, and this run needs {SMALL.label}" in message
+
+
+def test_densities_that_do_not_serve_are_told_and_keypoints_detected(monkeypatch, tmp_path, photographs, caplog):
+    folder = prepared_files(tmp_path, photographs, SMALL, LARGE)
+    output = pretrain(monkeypatch, tmp_path / "out", folder, "--max_steps", "1")
+    assert json.loads((output / "config.json").read_text())["kamim"]["keypoint_source"] == "online"
+    [warning] = [record for record in caplog.records if "no stored keypoint densities serve" in record.getMessage()]
+    assert warning.levelname == "WARNING" and "train-1.parquet" in warning.getMessage()
+    assert "--keypoint_source online" in warning.getMessage()
+
+
+def test_shards_of_the_same_densities_serve_whatever_else_is_in_them(tmp_path, photographs):
+    prepared_files(tmp_path, photographs, SMALL, None, SMALL)
+    damage(tmp_path / "train-2.parquet", 0, None)
+    load_parquet(str(tmp_path))["train"].check_densities(SMALL)
+    for row in (1, 2):
+        damage(tmp_path / "train-2.parquet", row, b"foreign")
+    with pytest.raises(OtherDensitiesError, match="train-2.parquet is damaged or missing"):
+        load_parquet(str(tmp_path))["train"].check_densities(SMALL)
+
+
+def damage(file, row, density):
+    rows = pq.read_table(file).to_pylist()
+    rows[row][SMALL.column] = density
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(file)), file)
+
+
+@pytest.mark.parametrize("density", [None, b"P5", b"foreign" * 999, LARGE(np.zeros((9, 9, 3), np.uint8))])
+def test_a_damaged_density_is_named_or_left_out_by_a_stream(tmp_path, photographs, density):
+    files = load_parquet(str(prepared_files(tmp_path, photographs, SMALL, SMALL)))["train"]
+    damage(tmp_path / "train-1.parquet", 1, density)
+    transform = MaskedImageTransform("image", 32, 16, 16, 0.6, 8, RandomView(), densities=SMALL)
+    readers = [StreamReader(files, transform.columns, seed=0, window_rows=4)]
+    with pytest.raises(BadImageError, match=r"row 1 of .*train-1\.parquet: cannot use the keypoint density of 1\.png"):
+        list(islice(SampleStream(readers, transform), 6))
+    steps = [progress for _, progress in islice(SampleStream(readers, transform, skip_bad_images=True), 10)]
+    listed = [line for progress in steps for line in progress.bad_images]
+    assert len(listed) == 2 and len(set(listed)) == 1  # in each of two passes of 5 images
+    assert listed[0].startswith(f"row 1 of {tmp_path / 'train-1.parquet'}: cannot use the keypoint density of 1.png (")
+
+
+def test_a_damaged_density_among_the_drawn_rows_is_named(tmp_path, photographs):
+    folder = prepared_files(tmp_path, photographs, SMALL, SMALL)
+    damage(folder / "train-1.parquet", 1, None)
+    rows = take_rows(load_parquet(str(folder))["train"], 6, ("image", SMALL.column), seed=0)
+    with pytest.raises(BadImageError, match=r"^row 1 of .*train-1\.parquet: cannot use the keypoint density of 1\.png"):
+        prepare_images(rows, "image", SMALL)
 
 
 def test_bad_images_are_named_or_left_out_and_listed(monkeypatch, tmp_path, photographs):

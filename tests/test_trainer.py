@@ -13,7 +13,7 @@ from tiny_models import tiny_vit
 from transformers import TrainingArguments
 
 from modeling_kamim import KamimForMaskedImageModeling
-from modeling_kamim.density import encode_density
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.processor import image_processor
 from modeling_kamim.trainer import MaskedImageTrainer
@@ -133,7 +133,8 @@ def test_evaluation_reports_the_mean_over_images(tiny_vit_config, tmp_path):
 
 VIEWS = RandomView(0.3)
 ONLINE = MaskedImageTransform("image", 32, 16, 16, 0.5, 8, VIEWS, detector=KeypointDetector(), shuffle_cells=True)
-MAP = dataclasses.replace(ONLINE, detector=None, density_column="density")
+DENSITIES = DensityDetector(KeypointDetector(), 64)
+MAP = dataclasses.replace(ONLINE, detector=None, densities=DENSITIES)
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def rows(photographs):
     return [
         {
             "image": {"bytes": cv2.imencode(".png", image[..., ::-1])[1].tobytes(), "path": None},
-            "density": encode_density(generator.integers(0, 256, (64, 64), dtype=np.uint8), "random"),
+            DENSITIES.column: DENSITIES.format.encode(generator.integers(0, 256, (64, 64), dtype=np.uint8)),
         }
         for image in photographs
     ]

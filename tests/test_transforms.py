@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_kamim.density import encode_density
+from modeling_kamim.density import DensityDetector
+from modeling_kamim.images import BadImageError
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.transforms import MaskedImageTransform, channels_first
 from modeling_kamim.views import RandomView
@@ -19,14 +20,15 @@ from modeling_kamim.weighting import CellWeighting, cell_density, resample_densi
 
 FAST = KeypointDetector()
 ONLINE = MaskedImageTransform("image", 64, 8, 16, 0.6, 8, RandomView(), detector=FAST)
-MAP = dataclasses.replace(ONLINE, detector=None, density_column="density")
+DENSITIES = DensityDetector(FAST, 64)
+MAP = dataclasses.replace(ONLINE, detector=None, densities=DENSITIES)
 SIMMIM = dataclasses.replace(ONLINE, detector=None)
 
 
 def row(image, grid=None):
     data = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
     grid = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8) if grid is None else grid
-    return {"image": {"bytes": data, "path": None}, "density": encode_density(grid, "a density")}
+    return {"image": {"bytes": data, "path": None}, DENSITIES.column: DENSITIES.format.encode(grid)}
 
 
 def channels_last(sample):
@@ -51,6 +53,26 @@ def test_map_sample_has_the_whole_density_and_the_place_of_the_crop(photographs)
     assert np.array_equal(sample["keypoint_density"].numpy(), grid)
     assert torch.equal(sample["crop_box"], torch.tensor(view.crop_box())) and sample["crop_box"].dtype == torch.float32
     assert np.array_equal(channels_last(sample), view.of_image(photographs[0], 64))
+
+
+@pytest.mark.parametrize(
+    ("stored", "reason"),
+    [
+        (None, "there is none"),
+        (b"", "damaged"),
+        (DENSITIES.format.encode(np.zeros((64, 64), np.uint8))[:-1], "damaged"),
+        (bytes(5000), "damaged"),
+        (DensityDetector(FAST, 96).format.encode(np.zeros((96, 96), np.uint8)), '"image_size": 96.* and not of'),
+        (DensityDetector(FAST, 64, 0.5).format.encode(np.zeros((64, 64), np.uint8)), "and not of"),
+    ],
+    ids=["none", "empty", "short", "foreign", "another size", "another scale"],
+)
+def test_a_density_of_no_use_is_a_bad_image(photographs, stored, reason):
+    damaged = {**row(photographs[0]), DENSITIES.column: stored}
+    damaged["image"]["path"] = "one.png"
+    with pytest.raises(BadImageError, match=f"keypoint density of one.png .*{reason}.*--bad_images skip"):
+        MAP(damaged, Random(0))
+    ONLINE(damaged, Random(0))
 
 
 def test_shuffled_sample_has_an_order_of_its_cells(photographs):

@@ -3,8 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ..arguments import check_positive
+from ..arguments import TRUST_HELP
 from ..errors import InputError
+from ..limits import check_ranges
+from ..run_directory import check_output_dir
 
 RANDOM = "random"
 ANALYSES: dict[str, str] = {
@@ -54,6 +56,7 @@ class AnalysisArguments:
         default="raise",
         metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out."},
     )
+    trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
     num_images: int = field(default=256, metadata={"help": "Images behind the numbers, drawn at random."})
     batch_size: int = field(default=16, metadata={"help": "Images at a time; the numbers do not depend on it."})
     random_reference: bool = field(
@@ -68,7 +71,8 @@ class AnalysisArguments:
     seed: int = field(default=42, metadata={"help": "Of the drawn images, masks, random weights and t-SNE."})
 
     def __post_init__(self):
-        check_positive(self, "num_images", "batch_size", "dpi")
+        check_output_dir(self.output_dir)
+        check_ranges(self)
         _check_names("analyses", self.analyses, tuple(ANALYSES))
         _check_names("formats", self.formats, ("png", "pdf", "svg"))
         self.named_models()

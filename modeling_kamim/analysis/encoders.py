@@ -13,8 +13,9 @@ from transformers import AutoModel, PreTrainedModel
 
 from ..errors import InputError, first_line
 from ..evaluation.features import load_backbone
-from ..modeling_kamim import KamimForMaskedImageModeling, quiet_loading
-from ..processor import image_processor
+from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model, quiet_loading
+from ..pixel_range import PixelRange
+from ..processor import image_processor, pixel_range_of
 from ..transforms import channels_first
 from ..views import View
 from .attention import patch_attention
@@ -84,6 +85,7 @@ class Encoder:
         mean, std: of its normalisation, for each channel.
         device: where it runs.
         checkpoint: where it came from; None for random weights.
+        pixel_range: by which images of more than 8 bits were scaled when it was trained; None if that is not known.
     """
 
     def __init__(
@@ -95,9 +97,10 @@ class Encoder:
         std: Sequence[float],
         device: torch.device,
         checkpoint: str | None = None,
+        pixel_range: PixelRange | None = None,
     ):
         self.name, self.image_size, self.checkpoint, self.device = name, image_size, checkpoint, device
-        self.mean, self.std = list(mean), list(std)
+        self.mean, self.std, self.pixel_range = list(mean), list(std), pixel_range
         self.model = model.to(device).eval()
         # The other implementations give no maps; where there is no eager one, the analyses of attention are refused
         with quiet_loading(), suppress(ValueError, AttributeError):
@@ -266,7 +269,14 @@ def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
     backbone = load_backbone(checkpoint, "vit", "base", None, "mean")
     processor = image_processor(backbone.image_size, checkpoint)
     return Encoder(
-        name, backbone.model, backbone.image_size, processor.image_mean, processor.image_std, device, checkpoint
+        name,
+        backbone.model,
+        backbone.image_size,
+        processor.image_mean,
+        processor.image_std,
+        device,
+        checkpoint,
+        pixel_range_of(processor),
     )
 
 
@@ -287,10 +297,7 @@ def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
     if encoder.checkpoint is None:
         raise AnalysisRefused("random weights reconstruct nothing")
     try:
-        with quiet_loading():
-            model, info = KamimForMaskedImageModeling.from_pretrained(encoder.checkpoint, output_loading_info=True)
-    except (InputError, OSError, ValueError) as error:
-        raise AnalysisRefused(first_line(error)) from error
-    if info["missing_keys"]:
-        raise AnalysisRefused("its checkpoint holds no decoder of masked image modelling")
+        model = load_pretrained_model(encoder.checkpoint)
+    except InputError as error:
+        raise AnalysisRefused(first_line(error).replace(encoder.checkpoint, "its checkpoint")) from error
     return model.to(encoder.device).eval()

@@ -7,7 +7,6 @@ colour-blind and in gray print; lines and classes differ in their markers too.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -20,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..figures import LINE_COLOURS, MARKERS
+from ..markup import plot_text
 from .attention import COLLAPSED_NMI
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
 
@@ -57,7 +57,7 @@ def _series(rows: Sequence[Row], x: str, y: str, **where: Any) -> tuple[list, np
 
 
 def _short(name: str, width: int = 22) -> str:
-    return fill(name, width)
+    return plot_text(name, width)
 
 
 def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, list[Axes]]:
@@ -260,7 +260,7 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
                 color=LINE_COLOURS[place % len(LINE_COLOURS)],
                 hatch=hatches[place % len(hatches)],
                 edgecolor="white",
-                label=name,
+                label=_short(name),
             )
         axis.axhline(1 / len(quantiles), **UNIFORM)
         axis.set_xticks(quantiles)
@@ -270,9 +270,7 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
     axes[0].set_ylabel("share of the masked loss (± SD)")
     handles, labels = axes[0].get_legend_handles_labels()
     equal = Line2D([], [], **UNIFORM)
-    figure.legend(
-        [*handles, equal], [*map(_short, labels), "equal shares"], loc="outside lower center", ncols=4, frameon=False
-    )
+    figure.legend([*handles, equal], [*labels, "equal shares"], loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -289,7 +287,14 @@ def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
         for name, colour, marker in zip(names, cycle(POINT_COLOURS), cycle("osD^vP"), strict=False):
             points = plane.points[owner == name]
             axis.scatter(
-                points[:, 0], points[:, 1], s=9, color=colour, marker=marker, alpha=0.75, linewidths=0, label=name
+                points[:, 0],
+                points[:, 1],
+                s=9,
+                color=colour,
+                marker=marker,
+                alpha=0.75,
+                linewidths=0,
+                label=_short(name, 30),
             )
         _finish_plane(axis, plane)
     _points_legend(figure, axes[0], ncols=5 if len(planes) > 1 else 2)
@@ -320,7 +325,7 @@ def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
                     "s": 13,
                     "marker": marker,
                 }
-                axis.scatter(points[:, 0], points[:, 1], **style, label=f"{name}, {when}")
+                axis.scatter(points[:, 0], points[:, 1], **style, label=_short(f"{name}, {when}", 30))
                 if len(numbers) > 1:
                     dark = "black" if when == "before" else "0.5"
                     x, y = points.mean(axis=0)
@@ -344,8 +349,7 @@ def _finish_plane(axis: Axes, plane: TokenPlane) -> None:
 def _points_legend(figure: Figure, axis: Axes, ncols: int) -> None:
     handles, labels = axis.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    names = [_short(label, 30) for label in unique]
-    figure.legend(unique.values(), names, loc="outside lower center", ncols=ncols, frameon=False, markerscale=1.4)
+    figure.legend(unique.values(), unique, loc="outside lower center", ncols=ncols, frameon=False, markerscale=1.4)
 
 
 def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) -> tuple[Figure, np.ndarray]:
@@ -365,7 +369,7 @@ def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) ->
 
 
 def _name_row(axis: Axes, name: str) -> None:
-    lines = "\n".join(fill(line, 16) for line in name.splitlines())
+    lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
     axis.set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
 
 

@@ -1,5 +1,6 @@
 """The images under analysis, decoded when they are asked for."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,13 @@ from ..data import choose_splits, encode_labels, find_image_column, find_label_c
 from ..data import subsample as draw
 from ..errors import InputError
 from ..images import decode_image
-from ..map_steps import prepare_images
+from ..labels import check_labels
+from ..map_steps import choose_pixel_range, prepare_images
+from ..pixel_range import PixelRange
 from .arguments import AnalysisArguments
 from .encoders import AnalysisRefused
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,19 +29,21 @@ class AnalysisImages:
         column: of the images.
         classes: of each image, or None.
         split: that they were drawn from.
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
     """
 
     rows: datasets.Dataset
     column: str
     classes: list[str] | None
     split: str
+    pixel_range: PixelRange | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """`(height, width, 3)`, RGB uint8."""
-        return decode_image(self.rows[index][self.column], f"image {index}")
+        return decode_image(self.rows[index][self.column], f"image {index}", self.pixel_range)
 
     def take(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Several of them."""
@@ -79,8 +86,14 @@ class AnalysisImages:
         return f"image {index}" if self.classes is None else self.classes[index]
 
 
-def load_analysis_images(args: AnalysisArguments) -> tuple[AnalysisImages, list[str]]:
+def load_analysis_images(
+    args: AnalysisArguments, saved_ranges: Sequence[PixelRange] = ()
+) -> tuple[AnalysisImages, list[str]]:
     """Draw the images that the command line asks for.
+
+    Args:
+        saved_ranges: by which the models' images of more than 8 bits were scaled; all models see the images by the
+            first.
 
     Returns:
         The images, and a line for each that was left out because it cannot be decoded.
@@ -88,32 +101,39 @@ def load_analysis_images(args: AnalysisArguments) -> tuple[AnalysisImages, list[
     Raises:
         InputError: if they cannot be loaded, or a named split or column is absent.
     """
-    loaded = load_images(args.dataset_name, args.dataset_config_name)
+    loaded = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
     first = args.split or ("train" if "train" in loaded else next(iter(loaded)))
     train, validation = choose_splits(loaded, first)
     rows = train if args.split or validation is None else validation
     column = find_image_column(rows, args.image_column)
     classes = _find_classes(rows, args.label_column)
-    if classes is not None and _least_label(rows, classes) >= 0:
+    if classes is not None and not _hides_labels(rows, classes):
         rows = encode_labels(rows, classes)
     rows = keep_encoded(draw(rows, args.num_images, args.seed), column)
+    pixel_range = choose_pixel_range(rows, column, saved_ranges[0] if saved_ranges else None)
+    if len(set(saved_ranges)) > 1:
+        ranges = " and ".join(map(str, saved_ranges))
+        logger.warning("The models scaled images of more than 8 bits by %s; here all of them see the first", ranges)
     rows, bad = prepare_images(rows, column, skip_bad_images=args.bad_images == "skip")
     names = None
     if classes is not None and isinstance(rows.features[classes], datasets.ClassLabel):
         feature = rows.features[classes]
-        names = [feature.names[label] if label >= 0 else "unknown" for label in rows[classes]]
-    return AnalysisImages(rows.select_columns([column]), column, names, str(rows.split or first)), bad
+        names = ["unknown" if label in (None, -1) else feature.int2str(label) for label in rows[classes]]
+    return AnalysisImages(rows.select_columns([column]), column, names, str(rows.split or first), pixel_range), bad
 
 
 def _find_classes(rows: datasets.Dataset, column: str | None) -> str | None:
     try:
-        return find_label_column(rows, column)
+        found = find_label_column(rows, column)
+        if not _hides_labels(rows, found):
+            check_labels(rows, found)
+        return found
     except InputError:
         if column is not None:
             raise
         return None
 
 
-def _least_label(rows: datasets.Dataset, column: str) -> int:
-    """Smallest label of a `ClassLabel` column, -1 where labels are hidden; 0 for labels of another type."""
-    return min(rows[column]) if isinstance(rows.features[column], datasets.ClassLabel) else 0
+def _hides_labels(rows: datasets.Dataset, column: str) -> bool:
+    """Whether some images have no code (None or -1) in a `ClassLabel` column."""
+    return isinstance(rows.features[column], datasets.ClassLabel) and not {None, -1}.isdisjoint(rows[column])

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from ..figures import save_figure
 from ..keypoints import DETECTORS, KeypointDetector
 from ..weighting import cell_density
 from . import figures, report
@@ -172,9 +173,9 @@ class AnalysisRun:
             section = self.sections["attention"]
             self._table(section, "attention_distance", distances)
             self._table(section, "nmi", nmis)
-            distance_figure = figures.attention_distance_figure(distances, self._reference_line)
-            self._figure(section, "attention_distance", distance_figure, "attention distance by layer and head")
-            self._figure(section, "nmi", figures.nmi_figure(nmis, self._reference_line), "NMI by layer")
+            draw = partial(figures.attention_distance_figure, distances, self._reference_line)
+            self._figure(section, "attention_distance", draw, "attention distance by layer and head")
+            self._figure(section, "nmi", partial(figures.nmi_figure, nmis, self._reference_line), "NMI by layer")
             section.sentences += report.attention_sentences(distances, nmis)
 
     def _write_fourier(self, measures: Sequence[FourierMeasure]) -> None:
@@ -182,15 +183,15 @@ class AnalysisRun:
         if rows:
             section = self.sections["fourier"]
             self._table(section, "fourier", rows)
-            figure = figures.fourier_figure(rows, self._reference_line)
-            self._figure(section, "fourier", figure, "relative log amplitude by layer and frequency")
+            draw = partial(figures.fourier_figure, rows, self._reference_line)
+            self._figure(section, "fourier", draw, "relative log amplitude by layer and frequency")
             section.sentences += report.fourier_sentences(rows)
 
     def _write_cka(self, measure: CkaMeasure) -> None:
         rows = measure.rows()
         section = self.sections["cka"]
         self._table(section, "cka", rows)
-        self._figure(section, "cka", figures.cka_figure(rows), "CKA between layers and models")
+        self._figure(section, "cka", partial(figures.cka_figure, rows), "CKA between layers and models")
         section.sentences += report.cka_sentences(rows)
 
     def _write_rank(self, measures: Sequence[RankMeasure]) -> None:
@@ -198,7 +199,8 @@ class AnalysisRun:
         if rows:
             section = self.sections["rank"]
             self._table(section, "rank", rows)
-            self._figure(section, "rank", figures.rank_figure(rows, self._reference_line), "effective rank by layer")
+            draw = partial(figures.rank_figure, rows, self._reference_line)
+            self._figure(section, "rank", draw, "effective rank by layer")
             section.sentences += report.rank_sentences(rows)
 
     def _write_loss_share(self, measures: Sequence[LossShareMeasure]) -> None:
@@ -206,7 +208,8 @@ class AnalysisRun:
         if rows:
             section = self.sections["loss_share"]
             self._table(section, "loss_share", rows)
-            self._figure(section, "loss_share", figures.loss_share_figure(rows), "share of the masked loss by weight")
+            draw = partial(figures.loss_share_figure, rows)
+            self._figure(section, "loss_share", draw, "share of the masked loss by weight")
             section.sentences += report.loss_share_sentences(rows, self.settings.describe())
 
     # Pictures, of a few images
@@ -257,7 +260,7 @@ class AnalysisRun:
     ) -> None:
         if planes:
             self._table(section, name, [row for plane in planes for row in plane.rows()])
-            self._figure(section, name, draw(planes), caption)
+            self._figure(section, name, partial(draw, planes), caption)
 
     def _spread_out(self, count: int) -> list[int]:
         """Numbers of images of different classes where there are as many classes, else of the first images."""
@@ -274,8 +277,8 @@ class AnalysisRun:
             self._table(section, "attention_maps", [row for part in maps for row in part.rows(indices)])
             shown = next(encoder for encoder in self.encoders if encoder.name == maps[0].model)
             images = [shown.view(image) for image in self.images.take(indices)]
-            figure = figures.attention_maps_figure(images, maps)
-            self._figure(section, "attention_maps", figure, "attention of a marked token")
+            draw = partial(figures.attention_maps_figure, images, maps)
+            self._figure(section, "attention_maps", draw, "attention of a marked token")
             section.sentences += report.attention_map_sentences(maps)
 
     def _reconstruction(self, section: Section) -> None:
@@ -285,7 +288,7 @@ class AnalysisRun:
         )
         if parts:
             self._table(section, "reconstruction", [row for part in parts for row in part.rows(indices)])
-            self._figure(section, "reconstruction", figures.reconstructions_figure(parts), "reconstructions")
+            self._figure(section, "reconstruction", partial(figures.reconstructions_figure, parts), "reconstructions")
             section.sentences += report.reconstruction_sentences(parts, self.settings.describe())
 
     def _keypoints(self, section: Section) -> None:
@@ -296,7 +299,8 @@ class AnalysisRun:
         footprint = self.settings.detector.footprint
         detectors = {name: KeypointDetector(name, footprint) for name in DETECTORS}
         maps = {name: detector(image) for name, detector in detectors.items()}
-        figure = figures.keypoints_figure(
+        draw = partial(
+            figures.keypoints_figure,
             image,
             {name: keypoint_positions(detector, image) for name, detector in detectors.items()},
             maps,
@@ -305,10 +309,10 @@ class AnalysisRun:
         grids = {name: weight_grid(detector, image, TEMPERATURES, sizes) for name, detector in detectors.items()}
         rows = [row for name, grid in grids.items() for row in _weight_rows(name, grid)]
         self._table(section, "keypoint_weights", rows)
-        self._figure(section, "keypoints", figure, "keypoints, their map and density")
+        self._figure(section, "keypoints", draw, "keypoints, their map and density")
         chosen = self.settings.detector.name
-        weights_figure = figures.weight_grid_figure(image, grids[chosen])
-        self._figure(section, "keypoint_weights", weights_figure, f"weights of {chosen.upper()} keypoints")
+        draw = partial(figures.weight_grid_figure, image, grids[chosen])
+        self._figure(section, "keypoint_weights", draw, f"weights of {chosen.upper()} keypoints")
         section.sentences += report.keypoint_sentences(rows)
 
     def _typical_image(self) -> np.ndarray:
@@ -325,11 +329,13 @@ class AnalysisRun:
         write_csv(self.output_dir / f"{name}.csv", rows)
         section.tables.append(f"{name}.csv")
 
-    def _figure(self, section: Section, name: str, figure: Figure, caption: str) -> None:
-        for file_format in self.args.formats:
-            figure.savefig(self.output_dir / f"{name}.{file_format}", dpi=self.args.dpi)
+    def _figure(self, section: Section, name: str, draw: Callable[[], Figure], caption: str) -> None:
+        files = [self.output_dir / f"{name}.{file_format}" for file_format in self.args.formats]
         shown = next((f for f in ("png", "svg") if f in self.args.formats), self.args.formats[0])
-        section.figures.append((f"{name}.{shown}", caption))
+        if save_figure(draw, *files, dpi=self.args.dpi):
+            section.figures.append((f"{name}.{shown}", caption))
+        else:
+            section.refused.append(f"the picture {name} could not be drawn (see the log)")
 
 
 def _weight_rows(detector: str, grid: dict[tuple[int, float], np.ndarray]) -> list[Row]:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..durability import write_text
+from ..markup import markdown
+from ..run_directory import WRITTEN_HERE
 from .arguments import ANALYSES
 from .attention import COLLAPSED_NMI, UNIFORM_ENTROPY, collapse
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
@@ -52,16 +55,16 @@ def write_report(file: Path, sections: dict[str, Section], facts: Iterable[str])
         sections: by analysis.
         facts: lines about models and images, shown first.
     """
-    lines = ["# What was learned", "", *(f"- {fact}" for fact in facts)]
+    lines = ["# What was learned", "", *(f"- {markdown(fact)}" for fact in facts)]
     for name, section in sections.items():
         title = ANALYSES[name]
         lines += ["", f"## {title[0].upper()}{title[1:]}", ""]
         lines += [f"![{caption}]({figure})\n" for figure, caption in section.figures]
         lines += [f"- {sentence}" for sentence in section.sentences]
-        lines += [f"- Refused: {reason}" for reason in section.refused]
+        lines += [f"- Refused: {markdown(reason)}" for reason in section.refused]
         if section.tables:
             lines += ["", "Numbers: " + ", ".join(f"[{table}]({table})" for table in section.tables)]
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(file, "\n".join([*lines, "", f"<!-- {WRITTEN_HERE} -->"]) + "\n")
 
 
 def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -82,7 +85,7 @@ def attention_sentences(distances: Sequence[Row], nmis: Sequence[Row]) -> list[s
         uniform = {round(row["uniform_distance"], 1) for row in rows}
         within = " within its windows" if any(row["windows"] > 1 for row in rows) else ""
         sentences.append(
-            f"**{name}**: distance {low:.1f} to {high:.1f} px (uniform attention{within}: "
+            f"**{markdown(name)}**: distance {low:.1f} to {high:.1f} px (uniform attention{within}: "
             f"{_range(uniform)} px), NMI {min(nmi):.4f} to {max(nmi):.4f}. {_collapse_sentence(words)}"
         )
     sentences.append(
@@ -119,7 +122,7 @@ def fourier_sentences(rows: Sequence[Row]) -> list[str]:
         steps = [later - earlier for earlier, later in zip(values, values[1:], strict=False)]
         trend = "falls in every layer" if all(s < 0 for s in steps) else "does not fall in every layer"
         ends = f"{values[0]:.2f} at layer {min(highest)}, {values[-1]:.2f} at layer {max(highest)}"
-        sentences.append(f"**{name}**: {ends}; it {trend}.")
+        sentences.append(f"**{markdown(name)}**: {ends}; it {trend}.")
     sentences.append(
         "Values are of the highest frequency, less those of frequency 0 (the mean token): lower means smoother tokens, "
         "or a larger mean. Frequencies are in units of π per token, so of models with other patches they are others "
@@ -133,7 +136,7 @@ def cka_sentences(rows: Sequence[Row]) -> list[str]:
     final = [row for row in rows if row["layer"] == row["other_layer"] == "final"]
     names = list(_by_model(rows))
     pairs = [
-        f"{row['model']} and {row['other_model']}: {row['cka']:.2f}"
+        f"{markdown(row['model'])} and {markdown(row['other_model'])}: {row['cka']:.2f}"
         for row in final
         if names.index(row["model"]) < names.index(row["other_model"])
     ]
@@ -154,7 +157,7 @@ def rank_sentences(rows: Sequence[Row]) -> list[str]:
             f"{min(row['dimension'], row['num_rows'])} for {features}"
             for features, row in final.items()
         ]
-        sentences.append(f"**{name}**: final output {', '.join(parts)}.")
+        sentences.append(f"**{markdown(name)}**: final output {', '.join(parts)}.")
     sentences.append(
         "RankMe is the exponential of the entropy of the singular values; it says how many directions the features "
         "use, not whether they are useful, and noise has full rank."
@@ -169,7 +172,7 @@ def loss_share_sentences(rows: Sequence[Row], settings: str) -> list[str]:
         top = {row["loss_weighting"]: row for row in group if row["quantile"] == row["num_quantiles"]}
         least = next(row for row in group if row["quantile"] == 1)
         sentences.append(
-            f"**{name}**: the tenth of the masked cells with the largest weights (mean "
+            f"**{markdown(name)}**: the tenth of the masked cells with the largest weights (mean "
             f"{top['keypoint']['mean_weight']:.1f}, against {least['mean_weight']:.1f} in the lowest tenth) carries "
             f"{top['none']['share']:.0%} of the loss without weights and {top['keypoint']['share']:.0%} with them."
         )
@@ -179,8 +182,8 @@ def loss_share_sentences(rows: Sequence[Row], settings: str) -> list[str]:
 def tsne_sentences(planes: Sequence[TokenPlane]) -> list[str]:
     """Agreement of neighbours, before the reduction to two dimensions."""
     sentences = [
-        f"**{plane.model}**: the nearest token of another image is of the same class for {plane.agreement[0]:.0%} of "
-        f"the tokens (chance {plane.agreement[1]:.0%}), in the features themselves."
+        f"**{markdown(plane.model)}**: the nearest token of another image is of the same class for "
+        f"{plane.agreement[0]:.0%} of the tokens (chance {plane.agreement[1]:.0%}), in the features themselves."
         for plane in planes
         if plane.agreement is not None
     ]
@@ -190,8 +193,8 @@ def tsne_sentences(planes: Sequence[TokenPlane]) -> list[str]:
 def pca_sentences(planes: Sequence[TokenPlane]) -> list[str]:
     """How self-attention changes the spread of the tokens."""
     sentences = [
-        f"**{plane.model}**, layer {plane.layer}: the tokens of an image differ by {plane.spreads[0]:.2f} of their "
-        f"length before self-attention and by {plane.spreads[1]:.2f} after it."
+        f"**{markdown(plane.model)}**, layer {plane.layer}: the tokens of an image differ by {plane.spreads[0]:.2f} of "
+        f"their length before self-attention and by {plane.spreads[1]:.2f} after it."
         for plane in planes
         if plane.spreads is not None
     ]
@@ -205,7 +208,7 @@ def pca_sentences(planes: Sequence[TokenPlane]) -> list[str]:
 
 def attention_map_sentences(maps: Sequence[AttentionMaps]) -> list[str]:
     """Largest attention on one key, in multiples of uniform attention."""
-    peaks = [f"{part.model} {float(part.maps.max()) * part.maps[0].size:.1f}" for part in maps]
+    peaks = [f"{markdown(part.model)} {float(part.maps.max()) * part.maps[0].size:.1f}" for part in maps]
     return [
         f"Largest attention of the marked token on one key, in multiples of uniform attention: {', '.join(peaks)}. "
         "Mean over the heads of the last layer; all maps share one scale, so flat maps look flat."
@@ -214,7 +217,7 @@ def attention_map_sentences(maps: Sequence[AttentionMaps]) -> list[str]:
 
 def reconstruction_sentences(parts: Sequence[Reconstructions], settings: str) -> list[str]:
     """Masked error on the images shown."""
-    errors = [f"{part.model} {float(part.errors.mean()):.3f}" for part in parts]
+    errors = [f"{markdown(part.model)} {float(part.errors.mean()):.3f}" for part in parts]
     return [
         f"Mean absolute error over the masked pixels of these images (normalised): {', '.join(errors)}. A few images "
         f"say nothing about the models; scores are `run_classification.py --mode reconstruction`'s. {settings}."

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,13 @@ from ..augmentation import ClassificationTransform, MixingCollator
 from ..checkpoint_page import CheckpointPage
 from ..data import SampleDataset, keep_encoded, load_labelled_images, low_shot, report_bad_images, subsample
 from ..errors import InputError
-from ..figures import confusion_figure, depth_figure
-from ..map_steps import prepare_images
+from ..figures import confusion_figure, depth_figure, save_figure
+from ..map_steps import choose_pixel_range, prepare_images
 from ..model_card import classifier_card
+from ..pixel_range import PixelRange
 from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
-from ..processor import image_processor
+from ..processor import image_processor, keep_pixel_range, pixel_range_of
+from ..recipe_checks import check_steps
 from ..resume import find_checkpoint, run_settings
 from ..trainer import ClassificationTrainer
 from ..training_arguments import ProbingArguments
@@ -33,7 +36,7 @@ from .features import ClassificationHead, FeatureDataset, PooledFeatures, extrac
 from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
 from .metrics import TrainerMetrics, best_classes, classification_metrics
 from .probing import LinearProbe, nearest_neighbours, probe
-from .results import checkpoint_rows, provenance, summarise_seeds, write_results
+from .results import checkpoint_rows, provenance, summarise_seeds, weights_sha256, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +64,22 @@ class Evaluation:
         else:
             self.encoder_config = encoder_config(class_args)
             self.config, self.image_size = classifier_config(class_args), self.encoder_config.image_size
-        self.checkpoint = find_checkpoint(training_args)
+        if len(class_args.seeds) > 1 and training_args.resume_from_checkpoint not in (None, "auto"):
+            raise InputError(
+                f"resume_from_checkpoint is {training_args.resume_from_checkpoint!r}, and each of the --seeds has "
+                "checkpoints of its own; give auto"
+            )
+        name = class_args.model_name_or_path
+        self.encoder_sha256 = weights_sha256(Path(name).expanduser()) if name else None
+        self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
+        if class_args.protocol == "mae":
+            _drop_incomplete_batches(training_args)
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
         )
         self.processor = image_processor(self.image_size, class_args.model_name_or_path)
+        self.pixel_range = self.choose_range()
+        keep_pixel_range(self.processor, self.pixel_range)
         if training_args.push_to_hub and (self.is_cached or len(class_args.seeds) > 1):
             raise InputError("--push_to_hub publishes one trained classifier; not for --protocol cached or --seeds")
         dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
@@ -80,12 +94,21 @@ class Evaluation:
         )
         logger.info("Speed: %s", training_args.describe_speed())
 
+    def choose_range(self) -> PixelRange | None:
+        """The range by which images of more than 8 bits are scaled: the encoder's, or that of the training images."""
+        column = self.images.image_column
+        with self.training_args.main_process_first(desc="measuring pixels"):
+            saved, train = pixel_range_of(self.processor), keep_encoded(self.images.train, column)
+            return choose_pixel_range(train, column, saved, self.data_args.num_proc)
+
     def run(self, seed: int) -> list[dict[str, Any]]:
         """Rows of results for a seed."""
         set_seed(seed)
         train = self.images.train
         if self.class_args.low_shot is not None:
             train = low_shot(train, self.images.label_column, self.class_args.low_shot, seed)
+        if not self.is_cached:
+            check_steps(self.training_args, min(len(train), self.data_args.max_train_samples or len(train)))
         train_dataset = self.samples(train, self.data_args.max_train_samples, self.class_args.augmentation, seed)
         eval_dataset = self.samples(self.images.validation, self.data_args.max_eval_samples, "none", seed)
         output_dir = Path(self.training_args.output_dir)
@@ -118,7 +141,7 @@ class Evaluation:
         with self.training_args.main_process_first(desc="preparing the images"):
             images, bad = prepare_images(images, column, skip_bad_images=skip, num_proc=self.data_args.num_proc)
         self.bad_images = sorted({*self.bad_images, *bad})
-        transform = ClassificationTransform(column, labels, self.image_size, augmentation)
+        transform = ClassificationTransform(column, labels, self.image_size, augmentation, self.pixel_range)
         return SampleDataset(images.select_columns([column, labels]), transform, seed)
 
     def train_classifier(
@@ -128,7 +151,7 @@ class Evaluation:
         class_args = self.class_args
         model = build_classifier(class_args, self.images.classes.names, args.attn_implementation)
         if len(class_args.seeds) <= 1:
-            self.page.begin(self.card(model.config))
+            self.page.ask_hub(self.card(model.config))
         average = ExponentialMovingAverage(class_args.ema_decay) if class_args.ema_decay else None
         trainer = self.build_trainer(model, train_dataset, eval_dataset, args, average)
         if class_args.trains_on_features:
@@ -136,7 +159,10 @@ class Evaluation:
             train_features = extract_features(trainer, encoder, train_dataset, "Features of the training images")
             eval_features = extract_features(trainer, encoder, eval_dataset, "Features of the validation images")
             trainer = self.build_trainer(ClassificationHead(model), train_features, eval_features, args, average)
-        result = trainer.train(resume_from_checkpoint=self.checkpoint)
+        if len(class_args.seeds) <= 1:
+            self.page.write(self.card(model.config))
+        checkpoint = find_checkpoint(args) if len(class_args.seeds) > 1 else self.checkpoint
+        result = trainer.train(resume_from_checkpoint=checkpoint)
         with average.applied(trainer.model) if average else contextlib.nullcontext():
             trainer.save_model()
             evaluation = trainer.evaluate()
@@ -172,7 +198,11 @@ class Evaluation:
             compute_metrics=TrainerMetrics(num_classes),
             preprocess_logits_for_metrics=best_classes,
             parameter_groups=groups if class_args.layer_decay < 1 else None,
-            run_settings=run_settings(self.data_args, class_args, args, num_train_images=len(train_dataset)),
+            run_settings=run_settings(
+                *(self.data_args, class_args, args),
+                num_train_images=len(train_dataset),
+                encoder_sha256=self.encoder_sha256,
+            ),
             callbacks=[average] if average else None,
             optimizer_cls_and_kwargs=lars(args) if class_args.protocol == "mae" else None,
         )
@@ -285,10 +315,11 @@ class Evaluation:
         rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
         results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
         write_results(output_dir / "results.json", results)
+        confusion = partial(confusion_figure, best["confusion"], self.images.classes.names)
+        save_figure(confusion, output_dir / "confusion.png")
         if self.trainer is not None and len(rows) == 1:
             card = self.card(AutoConfig.from_pretrained(output_dir))
             self.page.write(card, checkpoint_rows([output_dir], output_dir), self.trainer.hub_model_id)
-        confusion_figure(best["confusion"], self.images.classes.names).savefig(output_dir / "confusion.png", dpi=100)
         summary = summarise_seeds([{**shared, **row} for row in rows])
         if self.class_args.probe_layers == "all" and self.is_cached:
             draw_depth(summary, shared["chance"], output_dir / "depth.png")
@@ -315,6 +346,16 @@ class Evaluation:
         }
 
 
+def _drop_incomplete_batches(args: ProbingArguments) -> None:
+    """As MAE's code does: BatchNorm cannot train on a batch of one image, and a small one gives it poor statistics."""
+    if args.per_device_train_batch_size < 2:
+        raise InputError(
+            f"per_device_train_batch_size is {args.per_device_train_batch_size}; protocol mae has a BatchNorm, which "
+            "needs batches of at least 2 images"
+        )
+    args.dataloader_drop_last = True
+
+
 def lars(args: ProbingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
     """LARS, the optimiser of MAE's linear probe."""
     from timm.optim import Lars
@@ -329,7 +370,7 @@ def draw_depth(summary: Sequence[Mapping[str, Any]], chance: float, file: Path) 
         for protocol in ("cached", "knn")
         if (found := [row for row in summary if row["protocol"] == protocol])
     }
-    depth_figure(series, chance).savefig(file, dpi=100)
+    save_figure(partial(depth_figure, series, chance), file)
 
 
 def log_row(row: Mapping[str, Any]) -> None:

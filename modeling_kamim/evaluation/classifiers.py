@@ -15,7 +15,7 @@ from transformers import (
 from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError, first_line
-from ..modeling_kamim import SAFE_LOADING, build_config, check_image_size, loading_failure, quiet_loading
+from ..modeling_kamim import build_config, check_image_size, load_whole
 from .features import PROBED_BLOCK
 from .finetuning import add_drop_path, resized_state_dict
 
@@ -105,15 +105,7 @@ def resized_config(config: ViTConfig | SwinConfig, image_size: int) -> ViTConfig
 
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
     encoder_class = SwinModel if isinstance(encoder, SwinModel) else ViTModel
-    try:
-        with quiet_loading():  # decoders and unread blocks are left out on purpose
-            loaded, info = encoder_class.from_pretrained(
-                checkpoint, add_pooling_layer=False, output_loading_info=True, **SAFE_LOADING
-            )
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"the weights of {checkpoint} do not fit: {loading_failure(error)}") from error
-    if info["missing_keys"]:
-        raise InputError(f"{checkpoint} lacks weights of the encoder: {', '.join(sorted(info['missing_keys'])[:5])}")
+    loaded, _ = load_whole(encoder_class, checkpoint, add_pooling_layer=False)
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)
     read = encoder.state_dict()
     encoder.load_state_dict({key: value for key, value in weights.items() if key in read})

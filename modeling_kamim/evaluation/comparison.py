@@ -1,21 +1,24 @@
 """Reconstructions of one pretrained model or several, on the same images and masks: scores and a picture."""
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
+from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from ..arguments import ClassificationArguments, DataArguments
 from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..errors import InputError
-from ..figures import comparison_figure
-from ..modeling_kamim import KamimForMaskedImageModeling, loading_failure, quiet_loading
+from ..figures import comparison_figure, save_figure
+from ..map_steps import choose_pixel_range
+from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model
 from ..privacy import public_name
-from ..processor import image_processor
+from ..processor import image_processor, pixel_range_of
 from ..trainer import MaskedImageTrainer
 from ..training_arguments import ProbingArguments
 from ..transforms import MaskedImageTransform
@@ -54,13 +57,15 @@ def compare_reconstructions(
     if training_args.should_save:
         output_dir = Path(training_args.output_dir)
         write_results(output_dir / "results.json", {"rows": rows})
-        _draw(scored, output_dir / "reconstructions.png")
+        save_figure(partial(_draw, scored), output_dir / "reconstructions.png")
         logger.info("results.json and reconstructions.png are in %s", output_dir)
 
 
 def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
     """Validation images, or training images where there are none, and the name of their column."""
-    splits = load_images(data_args.dataset_name, data_args.dataset_config_name)
+    splits = load_images(
+        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
+    )
     train, validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
     images = validation if validation is not None else train
     column = find_image_column(images, data_args.image_column)
@@ -81,11 +86,18 @@ class _ScoredModel:
         self.name, self.model = name, model.to(args.device)
         config = model.config
         mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
+        self.processor = image_processor(config.image_size, name)
         transform = MaskedImageTransform(
-            column, config.image_size, config.patch_size, mask_patch_size, PAPER_MASK_RATIO, mask_patch_size, None
+            column,
+            config.image_size,
+            config.patch_size,
+            mask_patch_size,
+            PAPER_MASK_RATIO,
+            mask_patch_size,
+            random_view=None,
+            pixel_range=choose_pixel_range(images, column, pixel_range_of(self.processor)),
         )
         self.samples = SampleDataset(images.select_columns([column]), transform, args.seed)
-        self.processor = image_processor(config.image_size, name)
         self.trainer = MaskedImageTrainer(
             model=model, args=args, processing_class=self.processor, data_collator=default_collate
         )
@@ -111,31 +123,15 @@ class _ScoredModel:
         return batch, self.model(**batch).reconstruction
 
 
-def _draw(models: list[_ScoredModel], file: Path) -> None:
+def _draw(models: list[_ScoredModel]) -> Figure:
     shown = {public_name(model.name): model.reconstruct() for model in models}
     batch, _ = next(iter(shown.values()))
     first = models[0]
     side = first.model.config.image_size // first.model.config.patch_size
-    comparison_figure(
+    return comparison_figure(
         batch["pixel_values"].cpu(),
         batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
         {name: reconstruction.cpu() for name, (_, reconstruction) in shown.items()},
         first.processor.image_mean,
         first.processor.image_std,
-    ).savefig(file, dpi=100)
-
-
-def load_pretrained_model(name: str) -> KamimForMaskedImageModeling:
-    """A pretrained model with its decoder.
-
-    Raises:
-        InputError: if it cannot be loaded, or holds an encoder alone.
-    """
-    try:
-        with quiet_loading():
-            model, info = KamimForMaskedImageModeling.from_pretrained(name, output_loading_info=True)
-    except OSError as error:
-        raise InputError(f"cannot load {name!r}: {loading_failure(error)}") from error
-    if info["missing_keys"]:
-        raise InputError(f"{name} holds no decoder of masked image modelling; reconstructions need one")
-    return model
+    )

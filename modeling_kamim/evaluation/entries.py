@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..markup import MISSING
 from .features import PROBED_BLOCK
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
-from .results import AVERAGED, MEASURED
-from .tables import MISSING
+from .results import AVERAGED, MEASURED, is_number
 
 Item = TypeVar("Item")
 
@@ -254,8 +254,3 @@ def percent(share: float | None, deviation: float | None = None) -> str:
 def natural_order(text: str) -> tuple[int, float, str]:
     """Numbers by size, then words."""
     return (0, float(text), text) if re.fullmatch(r"\d+(\.\d+)?", text) else (1, 0.0, text)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value of a results.json can be an accuracy, a loss or a count."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageCla
 
 from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import SAFE_LOADING, build_config, loading_failure, quiet_loading
+from ..modeling_kamim import build_config, load_whole, loading_failure
 from ..trainer import PixelTrainer
 
 POOLINGS = ("mean", "cls")
@@ -90,18 +90,17 @@ def load_backbone(
         model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
 
     Raises:
-        InputError: if it cannot be loaded.
+        InputError: if it cannot be loaded, or its weights are not finite.
     """
     if name_or_path is None:
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
     try:
         config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-        # A masked autoencoder drops tokens at random unless it is told not to.
-        settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
-        with quiet_loading():  # of a pretrained model the decoder is left out, and a pooler is not read
-            model = AutoModel.from_pretrained(name_or_path, **SAFE_LOADING, **settings)
     except (OSError, ValueError, ImportError) as error:
         raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+    # A masked autoencoder drops tokens at random unless it is told not to.
+    settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
+    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",), **settings)  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")
@@ -115,10 +114,12 @@ class FeatureDataset(torch.utils.data.Dataset):
     Args:
         features: `(num_images, ...)`, float32.
         labels: `(num_images,)`, int64.
+        content: what tells the images from others; features themselves differ in rounding between machines.
     """
 
     features: torch.Tensor
     labels: torch.Tensor
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -185,15 +186,34 @@ def extract_features(
         encoder: from normalised pixels to features.
         dataset: without augmentation; its samples hold pixel_values and labels.
         description: shown by the progress bar.
+
+    Raises:
+        InputError: if a feature is not finite.
     """
     encoder = encoder.to(trainer.args.device).eval()
     features, labels = [], []
     loader = evaluation_loader(trainer, dataset)
     for batch in tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero()):
         batch = trainer._prepare_inputs(batch)
-        with trainer.compute_loss_context_manager():
+        with trainer.accelerator.autocast():
             pooled = encoder(batch["pixel_values"])
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
         features.append(pooled.cpu())
         labels.append(classes.cpu())
-    return FeatureDataset(torch.cat(features), torch.cat(labels))
+    content = getattr(dataset, "content", "")
+    return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels), content)
+
+
+def check_finite_features(features: torch.Tensor) -> torch.Tensor:
+    """The features `(num_images, ...)` as they are.
+
+    Raises:
+        InputError: if there is NaN or infinity in them, which every classifier would take for some class.
+    """
+    is_bad = ~torch.isfinite(features).flatten(1).all(dim=1)
+    if is_bad.any():
+        raise InputError(
+            f"the features of {int(is_bad.sum())} of {len(features)} images are NaN or infinite, the first of them "
+            f"image {int(is_bad.nonzero()[0])}; try --precision fp32, and look at the checkpoint"
+        )
+    return features

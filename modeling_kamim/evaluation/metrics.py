@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from transformers import EvalPrediction
 
+from ..errors import StoppedError
+
 TOP_K = 5
 NUM_RESAMPLES = 1000
 
@@ -60,7 +62,15 @@ def bootstrap_interval(hits: np.ndarray, share: float = 0.95, seed: int = 0) -> 
 
 
 def best_classes(logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """`(batch_size, k)` indices of the best classes, best first: what is kept of the logits in an evaluation."""
+    """`(batch_size, k)` indices of the best classes, best first: what is kept of the logits in an evaluation.
+
+    Raises:
+        StoppedError: if a logit is not finite: its class would be chance.
+    """
+    if not torch.isfinite(logits).all():
+        raise StoppedError(
+            "the scores of the classes are NaN or infinite; try --precision fp32 or a smaller --learning_rate"
+        )
     return logits.topk(min(TOP_K, logits.shape[1]), dim=1).indices
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
 from ..trainer import PixelTrainer
-from .features import Backbone, FeatureDataset, evaluation_loader
+from .features import Backbone, FeatureDataset, check_finite_features, evaluation_loader
 from .probing import LinearProbe, nearest_neighbours, probe
 
 RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
@@ -113,12 +113,12 @@ class OnlineProbe(TrainerCallback):
         for batch in loader:
             # not the subclass's, which asks for keypoint densities
             batch = PixelTrainer._prepare_inputs(self.trainer, batch)
-            with self.trainer.compute_loss_context_manager():
+            with self.trainer.accelerator.autocast():
                 pooled = backbone(batch["pixel_values"])[:, self.layer, None]
             pooled, classes = self.trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
             features.append(pooled)
             labels.append(classes)
-        return FeatureDataset(torch.cat(features), torch.cat(labels))
+        return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels))
 
 
 def layer_index(model: PreTrainedModel, layer: int | None) -> int:

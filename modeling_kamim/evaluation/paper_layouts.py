@@ -4,9 +4,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ..markup import MISSING
 from .entries import Entry, grouped, natural_order, percent
 from .paper import NO_DETECTOR_ROW, PAPER_DATA, PAPER_MODEL, PAPER_TABLES, SIMMIM_ROW, Figures, Key
-from .tables import MISSING, Cell, Table
+from .tables import Cell, Table
 
 
 @dataclass(frozen=True)

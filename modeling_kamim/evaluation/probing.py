@@ -54,10 +54,11 @@ def probe(
     validation_features: torch.Tensor,
     num_classes: int,
 ) -> ProbeResult:
-    """Train linear probes on every layer, all layers and learning rates in one pass over the features.
+    """Train a linear probe on every layer, its learning rates side by side.
 
     The learning rate of a layer is chosen on a held-out part of the training images, never on the validation images;
-    then its probe is trained on all training images.
+    then its probe is trained on all training images. A layer's result is the same, bit by bit, whichever layers are
+    probed with it.
 
     Args:
         features: `(num_images, layers, dimension)`, float.
@@ -65,18 +66,25 @@ def probe(
         validation_features: `(num_validation_images, layers, dimension)`, float.
     """
     kept, held_out = split_by_class(labels, recipe.held_out, recipe.seed)
-    num_layers = features.shape[1]
-    grid = torch.tensor(recipe.learning_rates).expand(num_layers, -1)
-    trial = fit(recipe, features[kept], labels[kept], num_classes, grid, "Choosing learning rates")
-    hits = (trial(features[held_out]).argmax(-1) == labels[held_out, None, None]).float()
-    accuracy = hits.mean(0)
-    best = accuracy.argmax(1)
+    rates = torch.tensor(recipe.learning_rates)
+    best = torch.tensor(len(rates) // 2)
     if len(held_out) == 0:
         logger.warning("No class has an image to hold out: taking the middle one of the learning rates")
-        best = torch.full((num_layers,), len(recipe.learning_rates) // 2)
-    chosen = fit(recipe, features, labels, num_classes, grid.gather(1, best[:, None].cpu()), "Training probes")
-    logits = chosen(validation_features)[:, :, 0].transpose(0, 1)
-    return ProbeResult(logits, [recipe.learning_rates[i] for i in best.tolist()], accuracy)
+    num_layers = features.shape[1]
+    logits, chosen, accuracies = [], [], []
+    for layer in range(num_layers):
+        # One at a time and contiguous: in a batched product the last bits depend on the number of layers.
+        train, validation = (split[:, layer].contiguous() for split in (features, validation_features))
+        of = f"layer {layer + 1} of {num_layers}"
+        trial = fit(recipe, train[kept], labels[kept], num_classes, rates, f"Choosing the learning rate, {of}")
+        accuracy = (trial(train[held_out]).argmax(-1) == labels[held_out, None]).float().mean(0)
+        if len(held_out):
+            best = accuracy.argmax().cpu()
+        probes = fit(recipe, train, labels, num_classes, rates[best, None], f"Training the probe, {of}")
+        logits.append(probes(validation)[:, 0])
+        chosen.append(recipe.learning_rates[int(best)])
+        accuracies.append(accuracy)
+    return ProbeResult(torch.stack(logits), chosen, torch.stack(accuracies))
 
 
 def split_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,31 +104,30 @@ def split_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch
 
 
 class Probes(nn.Module):
-    """Linear heads for every layer and learning rate, on standardised features.
+    """Linear heads for every learning rate, on standardised features.
 
     A head's weights are kept divided by its learning rate, so that one Adam with rate 1 trains every head at its own.
 
     Args:
-        features: `(num_images, layers, dimension)`, of which mean and deviation are taken.
+        features: `(num_images, dimension)`, of which mean and deviation are taken.
         num_classes: outputs of each head.
-        learning_rates: `(layers, rates)`.
+        learning_rates: `(rates,)`.
     """
 
     def __init__(self, features: torch.Tensor, num_classes: int, learning_rates: torch.Tensor):
         super().__init__()
         deviation, mean = torch.std_mean(features, dim=0, correction=0)
         self.mean, self.scale = mean, 1.0 / deviation.clamp(min=1e-6)
-        self.rates = learning_rates.to(features)[:, None, :, None]  # (layers, 1, rates, 1)
-        layers, dimension = features.shape[1:]
-        shape = (layers, dimension + 1, learning_rates.shape[1], num_classes)
+        self.rates = learning_rates.to(features)[:, None]
+        shape = (features.shape[1] + 1, len(learning_rates), num_classes)
         self.weights = nn.Parameter(torch.zeros(shape, device=features.device))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits `(num_images, layers, rates, num_classes)`."""
-        standardised = ((features - self.mean) * self.scale).transpose(0, 1)
+        """Logits `(num_images, rates, num_classes)`."""
+        standardised = (features - self.mean) * self.scale
         weights = self.rates * self.weights
-        logits = torch.baddbmm(weights[:, -1:].flatten(2), standardised, weights[:, :-1].flatten(2))
-        return logits.unflatten(2, weights.shape[2:]).transpose(0, 1)
+        logits = torch.addmm(weights[-1].flatten(), standardised, weights[:-1].flatten(1))
+        return logits.unflatten(1, weights.shape[1:])
 
 
 def fit(
@@ -131,7 +138,7 @@ def fit(
     learning_rates: torch.Tensor,
     description: str,
 ) -> Probes:
-    """Train a head for each entry of `learning_rates`, `(layers, rates)`; the heads do not influence each other."""
+    """Train a head for each of the `learning_rates`, `(rates,)`; the heads do not influence each other."""
     probes = Probes(features, num_classes, learning_rates)
     num_batches = math.ceil(len(labels) / recipe.batch_size)
     optimizer = torch.optim.Adam(probes.parameters(), lr=1.0, eps=1e-12)
@@ -140,8 +147,8 @@ def fit(
     for _ in tqdm(range(recipe.num_epochs), desc=description, unit="epoch", leave=False, disable=None):
         for rows in torch.randperm(len(labels), generator=generator).tensor_split(num_batches):
             logits = probes(features[rows])
-            target = labels[rows, None, None].expand(logits.shape[:3])
-            loss = nn.functional.cross_entropy(logits.flatten(0, 2), target.flatten(), reduction="sum") / len(rows)
+            target = labels[rows, None].expand(logits.shape[:2])
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="sum") / len(rows)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -169,6 +176,7 @@ def nearest_neighbours(
     Returns:
         `(num_validation_images, num_classes)`: the votes for each class.
     """
+    features, validation_features = features.contiguous(), validation_features.contiguous()
     features = nn.functional.normalize(features, dim=1)
     votes = []
     for part in nn.functional.normalize(validation_features, dim=1).split(512):

@@ -1,20 +1,23 @@
 """Tables of all results below some folders, as Markdown and LaTeX, also in the layouts of the paper's tables."""
 
-import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from ..durability import write_text
 from ..errors import InputError
-from ..figures import depth_figure
-from .entries import Entry, grouped, is_number, natural_order
+from ..figures import depth_figure, save_figure
+from ..markup import MISSING, markdown
+from ..run_directory import WRITTEN_HERE, check_reports
+from .entries import Entry, grouped, natural_order
 from .paper_layouts import LAYOUTS
-from .results import AVERAGED, result_rows, summarise_seeds
-from .tables import MISSING, Cell, Table, markdown
+from .results import read_results, summarise_seeds
+from .tables import Cell, Table
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +48,13 @@ class Report:
         rows: of `summarise_seeds`, in the order of the first table.
         tables: all results, accuracy by depth, then the layouts of the paper for which there are results.
         notes: what a reader has to know, without markup.
-        figures: accuracy by depth, by file name.
+        figures: what draws accuracy by depth, by file name.
     """
 
     rows: list[dict[str, Any]]
     tables: list[Table]
     notes: list[str]
-    figures: dict[str, Figure]
+    figures: Mapping[str, Callable[[], Figure]]
 
     def to_markdown(self) -> str:
         pictures = (f"![accuracy by depth]({name})\n" for name in self.figures)
@@ -77,7 +80,7 @@ def build_report(paths: Iterable[str | Path]) -> Report:
     layouts = [table for layout in LAYOUTS for table in layout.tables(entries)]
     probed = _probed_by_depth(entries)
     by_depth = [_depth_table(data, runs) for data, runs in probed.items()]
-    figures = {f"depth_{number}.png": _depth_figure(runs) for number, runs in enumerate(probed.values(), 1)}
+    figures = {f"depth_{number}.png": partial(_depth_figure, runs) for number, runs in enumerate(probed.values(), 1)}
     main = _main_table(_without_inner_layers(entries, probed))
     legends = [LEGEND, *([DEPTH_LEGEND] if by_depth else []), *([LAYOUT_LEGEND] if layouts else [])]
     notes = [*legends, *_fingerprint_notes(entries)]
@@ -85,12 +88,17 @@ def build_report(paths: Iterable[str | Path]) -> Report:
 
 
 def write_report(report: Report, output_dir: Path) -> None:
-    """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx)."""
+    """Write report.md, its pictures, and report.tex (tables for `\\input`; they need booktabs and graphicx).
+
+    Raises:
+        InputError: if one of the two is there and not of this package.
+    """
+    check_reports(output_dir / "report.md", output_dir / "report.tex")
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    (output_dir / "report.tex").write_text(report.to_latex(), encoding="utf-8")
-    for name, figure in report.figures.items():
-        figure.savefig(output_dir / name, dpi=100)
+    figures = {name: draw for name, draw in report.figures.items() if save_figure(draw, output_dir / name)}
+    report = replace(report, figures=figures)
+    write_text(output_dir / "report.md", f"{report.to_markdown()}\n<!-- {WRITTEN_HERE} -->\n")
+    write_text(output_dir / "report.tex", f"{report.to_latex()}\n% {WRITTEN_HERE}\n")
 
 
 def _find(paths: Iterable[Path]) -> list[Path]:
@@ -104,28 +112,12 @@ def _find(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results.json, without classes and confusion; what is no result is left out with a warning.
+    """The accuracies of a results.json, without classes and confusion.
 
-    Scores of reconstructions are left out without one: they are results, but not of these tables.
+    Scores of reconstructions are left out: they are results, but not of these tables.
     """
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-        rows = result_rows(results)
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        logger.warning("%s is left out, it is unreadable or no result: %s", file, error)
-        return []
-    rows = [row for row in rows if row.get("mode") != "reconstruction"]
-    kept = [row for row in rows if _is_result(row)]
-    if len(kept) < len(rows):
-        reason = "they need protocol, top1 in [0, 1] and provenance"
-        logger.warning("%s: %d of %d results are left out: %s", file, len(rows) - len(kept), len(rows), reason)
-    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in kept]
-
-
-def _is_result(row: dict[str, Any]) -> bool:
-    is_measured = all(row.get(name) is None or is_number(row[name]) for name in AVERAGED)
-    is_described = isinstance(row.get("protocol"), str) and isinstance(row.get("provenance"), dict)
-    return is_measured and is_described and row.get("top1") is not None and 0 <= row["top1"] <= 1
+    rows = [row for row in read_results(file) if "top1" in row]
+    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in rows]
 
 
 def _main_table(entries: Sequence[Entry]) -> Table:

@@ -14,31 +14,38 @@ A result is one flat dictionary; None where a field does not apply:
 
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
 import statistics
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import cv2
 import datasets
-import numpy as np
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
+from ..durability import write_text
+from ..errors import first_line
+from ..finite import json_values
 from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
+from ..run_directory import left_by_others
+
+logger = logging.getLogger(__name__)
 
 MEASURED = frozenset(
     ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
 )
 AVERAGED = ("top1", "top5", "loss")
+SCORES = ("masked_psnr", "masked_ssim", "baseline_psnr", "baseline_ssim")
 
 
 def provenance(
@@ -155,24 +162,9 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
         file: its folder is made.
         results: a result; NumPy's and PyTorch's numbers and arrays are allowed.
     """
-    text = _to_json(_plain(results)) + "\n"
+    text = _to_json(json_values(results)) + "\n"
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    write_text(file, text)
 
 
 def _to_json(value: Any, indent: str = "\n") -> str:
@@ -192,6 +184,51 @@ def result_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**shared, **row} for row in results.get("rows") or [{}]]
 
 
+def read_results(file: Path) -> list[dict[str, Any]]:
+    """The rows of a results.json; what is none of this package's is left out with a warning."""
+    found = _read_json(file)
+    try:
+        rows = result_rows(found)
+    except TypeError:  # its "rows" are none
+        rows = [{}]
+    rows = [row for row in rows if row.get("mode") != "reconstruction" or _is_reconstruction(row)]
+    kept = [row for row in rows if _is_accuracy(row) or _is_reconstruction(row)]
+    if found and len(kept) < len(rows):
+        reason = "they need protocol, top1 in [0, 1] and provenance, or the scores of reconstructions"
+        logger.warning("%s: %d of %d results are left out: %s", file, len(rows) - len(kept), len(rows), reason)
+    return kept
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A JSON object; empty, with a warning, where the file holds none."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return json_values(found)
+        reason = f"it holds a {type(found).__name__}"
+    except (OSError, ValueError, RecursionError) as error:
+        reason = first_line(error)
+    logger.warning("%s is left out, it is unreadable or no result: %s", file, reason)
+    return {}
+
+
+def _is_accuracy(row: Mapping[str, Any]) -> bool:
+    is_measured = all(row.get(name) is None or is_number(row[name]) for name in AVERAGED)
+    is_described = isinstance(row.get("protocol"), str) and isinstance(row.get("provenance"), dict)
+    return is_measured and is_described and row.get("top1") is not None and 0 <= row["top1"] <= 1
+
+
+def _is_reconstruction(row: Mapping[str, Any]) -> bool:
+    means = [row[name].get("mean") for name in SCORES if isinstance(row.get(name), dict)]
+    is_measured = len(means) == len(SCORES) and all(map(is_number, [*means, row.get("mask_ratio")]))
+    return is_measured and "top1" not in row and isinstance(row.get("provenance"), dict)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a results.json can be an accuracy, a loss or a count."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
+
+
 def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str, Any]]:
     """Results of a checkpoint: the rows of every results.json below some folders that were measured on its weights.
 
@@ -200,21 +237,23 @@ def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str,
     """
     weights = weights_sha256(checkpoint)
     files = {file.resolve(): file for folder in folders for file in sorted(folder.rglob("results.json"))}
-    rows = []
+    rows: list[dict[str, Any]] = []
+    foreign = left_by_others(checkpoint)
     for file in files:
-        found = result_rows(json.loads(file.read_text(encoding="utf-8")))
         is_own = file.parent == checkpoint.resolve()
+        if is_own and file.name in foreign:
+            continue
+        found = read_results(file)
         rows += [row for row in found if is_own or _origin(row).get("checkpoint_sha256") == weights]
-    return [*rows, *_pretraining_rows(checkpoint)]
+    return [*rows, *([] if "eval_results.json" in foreign else _pretraining_rows(checkpoint))]
 
 
 def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
     config, evaluation = checkpoint / "config.json", checkpoint / "eval_results.json"
     if not (config.is_file() and evaluation.is_file()):
         return []
-    kamim = json.loads(config.read_text(encoding="utf-8")).get("kamim") or {}
-    masked_l1 = json.loads(evaluation.read_text(encoding="utf-8")).get("eval_masked_l1")
-    if masked_l1 is None:
+    kamim, masked_l1 = _read_json(config).get("kamim") or {}, _read_json(evaluation).get("eval_masked_l1")
+    if not is_number(masked_l1):
         return []
     return [{"masked_l1": masked_l1, "provenance": {"dataset": public_name(kamim.get("dataset_name") or "unknown")}}]
 

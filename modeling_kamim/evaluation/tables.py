@@ -1,10 +1,10 @@
 """Tables as Markdown and LaTeX."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-MISSING = "–"
+from ..markup import latex, markdown
+
 WIDE = 9  # columns that a page of LaTeX does not hold at full size
 
 
@@ -48,32 +48,3 @@ class Table:
             body = [r"\resizebox{\linewidth}{!}{%", *body, "}"]
         caption = rf"\caption{{{latex(self.title)}}}"
         return "\n".join([r"\begin{table}", r"\centering\footnotesize", caption, *body, r"\end{table}", ""])
-
-
-def markdown(text: str) -> str:
-    """Text on one line, escaped for Markdown."""
-    escaped = re.sub(r"([\\`*_|~]|\](?=\())", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
-
-
-_LATEX = str.maketrans(
-    {
-        **{character: f"\\{character}" for character in "&%$#_{}"},
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        "|": r"\textbar{}",
-        "±": r"$\pm$",
-        MISSING: "--",
-        # behind the end of a line they would belong to it
-        "[": "{[}",
-        "*": "{*}",
-    }
-)
-
-
-def latex(text: str) -> str:
-    """Text on one line, escaped for LaTeX."""
-    return " ".join(text.split()).translate(_LATEX)

@@ -1,0 +1,70 @@
+"""Numbers that are not finite: found in weights, and kept out of JSON."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from .errors import InputError
+
+
+def check_finite_weights(model: nn.Module, name: str) -> None:
+    """Check the weights of a checkpoint that was loaded.
+
+    Args:
+        model: as it was loaded.
+        name: of the checkpoint, for the message.
+
+    Raises:
+        InputError: if one of them is NaN or infinite.
+    """
+    _refuse(nonfinite_names(model_tensors(model)), name)
+
+
+def check_finite_file(file: Path) -> None:
+    """Check the weights of a safetensors file, one tensor at a time.
+
+    Raises:
+        InputError: if one of them is NaN or infinite, or the file cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            _refuse(nonfinite_names((name, tensors.get_tensor(name)) for name in tensors.keys()), file)  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} cannot be read: {error}; save it again") from error
+
+
+def _refuse(names: list[str], place: object) -> None:
+    if names:
+        raise InputError(
+            f"{place} holds weights that are NaN or infinite, in {len(names)} tensor(s), the first is {names[0]}; its "
+            "training went wrong: take an earlier checkpoint"
+        )
+
+
+def model_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers with their names; of what is sharded the part of this process."""
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        yield name, getattr(tensor, "to_local", lambda tensor=tensor: tensor)()
+
+
+def nonfinite_names(tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+
+
+def json_values(value: Any) -> Any:
+    """The value with lists for arrays and tensors, and None for every number that is not finite: JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {str(key): json_values(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
+        return json_values(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
