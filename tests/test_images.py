@@ -77,24 +77,6 @@ def test_cmyk_is_converted():
     assert np.abs(decode(jpeg).astype(int) - RGB).mean() < 6  # not inverted
 
 
-@pytest.mark.parametrize("file_format", ["png", "tiff"])
-def test_16_bit_gray_keeps_the_high_byte(file_format):
-    deep = GENERATOR.integers(0, 2**16, (12, 17), dtype=np.uint16)
-    pixels = decode(encode(Image.fromarray(deep), file_format))
-    assert np.array_equal(pixels, np.repeat((deep >> 8).astype(np.uint8)[..., None], 3, axis=2))
-
-
-def test_32_bit_integers_and_floats_are_sane():
-    integers = np.linspace(0, 65535, 12 * 17).astype(np.int32).reshape(12, 17)
-    pixels = decode(encode(Image.fromarray(integers), "tiff"))[..., 0]
-    assert np.array_equal(pixels, integers >> 8)
-    floats = np.linspace(0, 1, 12 * 17, dtype=np.float32).reshape(12, 17)
-    pixels = decode(encode(Image.fromarray(floats), "tiff"))[..., 0]
-    assert np.abs(pixels / 255 - floats).max() <= 1 / 255
-    pixels = decode(encode(Image.fromarray(255 * floats), "tiff"))[..., 0]
-    assert np.abs(pixels / 255 - floats).max() <= 1 / 255
-
-
 UPRIGHT = {  # EXIF orientation -> how the stored pixels become upright
     1: lambda x: x,
     2: lambda x: x[:, ::-1],
@@ -127,12 +109,6 @@ def sideways():
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
-
-
-def test_16_bit_gray_is_turned_upright_too():
-    deep = GENERATOR.integers(0, 2**16, (12, 17), dtype=np.uint16)
-    pixels = decode(encode(Image.fromarray(deep), exif=sideways()))
-    assert np.array_equal(pixels[..., 1], np.rot90(deep >> 8, -1))
 
 
 def test_animation_gives_its_first_frame():
