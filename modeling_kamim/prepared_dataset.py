@@ -348,8 +348,8 @@ def _have_keypoints(jobs: list[ShardJob], form: DensityFormat) -> Iterator[bool]
     """Of a sample of the images."""
     for place in sampled(len(jobs), _SHARDS_LOOKED_AT):
         column = pq.read_table(jobs[place].file, columns=[form.column])[form.column]
-        for stored in column.take(sampled(len(column), NUM_STORED // _SHARDS_LOOKED_AT)).to_pylist():
-            yield has_keypoints(stored, form)
+        for row in sampled(len(column), NUM_STORED // _SHARDS_LOOKED_AT):
+            yield has_keypoints(column[row].as_py(), form)
 
 
 def _statistics(jobs: list[ShardJob], num_bad: int) -> dict[str, int]:

@@ -1,10 +1,12 @@
 """Runs on data as the world has it: what is bad is named or left out, and every good image is seen once an epoch."""
 
+import errno
 import os
 import sys
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import datasets
 import pytest
 import torch
@@ -14,11 +16,14 @@ from torch.utils.data import DataLoader
 
 import prepare_dataset
 import run_mim
-from modeling_kamim import transforms
+from modeling_kamim import images, transforms
 from modeling_kamim.data import SampleDataset, keep_encoded, load_images
+from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import InputError, StoppedError
 from modeling_kamim.images import BadImageError, decode_image, printable, read_image
-from modeling_kamim.map_steps import find_bad_images
+from modeling_kamim.keypoints import KeypointDetector
+from modeling_kamim.map_steps import find_bad_images, prepare_images
+from modeling_kamim.prepared_dataset import Preparation
 
 TINY = ["--model_type", "vit", "--model_size", "tiny", "--image_size", "32", "--mask_patch_size", "16", "--use_cpu"]
 QUIET = ["--disable_tqdm", "true", "--precision", "fp32", "--per_device_train_batch_size", "5"]
@@ -224,8 +229,6 @@ def test_a_file_too_large_for_an_image_is_bad_and_not_read(tmp_path):
 @pytest.mark.parametrize("fault", ["EIO", "EMFILE", "ESTALE"])
 def test_a_fault_of_the_system_is_no_bad_image(monkeypatch, tmp_path, fault):
     """Or a network that fails for a second would leave thousands of good images out, and the cache would keep it so."""
-    import errno
-
     photograph(1).save(make(tmp_path / "images") / "1.png")
 
     def fail(path):
@@ -238,6 +241,73 @@ def test_a_fault_of_the_system_is_no_bad_image(monkeypatch, tmp_path, fault):
     assert not isinstance(error.value, BadImageError)
     with pytest.raises(InputError):
         read_image({"path": str(tmp_path / "images" / "1.png")})
+
+
+EXHAUSTED = {
+    "Python": MemoryError(),
+    "OpenCV": cv2.error("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 9 bytes"),
+    "torch": RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: you tried"),
+    "a codec": OSError("out of memory when reading image file"),
+    "the system": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "the stack": RecursionError("maximum recursion depth exceeded"),
+    "open files": OSError(errno.EMFILE, "Too many open files"),
+}
+
+
+@pytest.mark.parametrize("part", ["open_image", "density"])
+@pytest.mark.parametrize("error", EXHAUSTED.values(), ids=EXHAUSTED)
+def test_what_the_machine_lacks_is_no_fault_of_an_image(monkeypatch, tmp_path, error, part):
+    """Under pressure a good image fails once: it is not left out, and the cache does not keep that it failed."""
+    photograph(1).save(make(tmp_path / "images") / "1.png")
+    rows = keep_encoded(load_images(str(tmp_path / "images"))["train"], "image")
+    densities = DensityDetector(KeypointDetector(), 32)
+    prepared = Preparation("image", 32, (densities,), skip_bad_images=True)
+
+    def fail(*arguments):
+        raise error
+
+    with monkeypatch.context() as pressure:
+        pressure.setattr(*((images, "open_image") if part == "open_image" else (DensityDetector, "density")), fail)
+        for work in (
+            lambda: prepare_images(rows, "image", densities, skip_bad_images=True),
+            lambda: prepared(rows[:], [0]),
+        ):
+            with pytest.raises(InputError, match=r"1\.png.*may be good, so it is not left out; ") as raised:
+                work()
+            assert not isinstance(raised.value, BadImageError)
+    assert len(prepare_images(rows, "image", densities, skip_bad_images=True)[0]) == 1
+    assert len(prepared(rows[:], [0])[0]["image"]) == 1
+
+
+def test_ctrl_c_while_an_image_is_decoded_is_ctrl_c(monkeypatch):
+    def interrupt(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(images, "open_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        decode_image({"bytes": b"x", "path": None})
+
+
+def test_a_file_may_be_called_out_of_memory(tmp_path):
+    with pytest.raises(BadImageError, match="No such file"):
+        decode_image({"path": str(tmp_path / "out of memory.png"), "bytes": None})
+
+
+def test_memory_that_gives_out_in_training_costs_no_step(monkeypatch, tmp_path):
+    """The checkpoint before it is saved, and the message says how to go on."""
+    for seed in range(4):
+        photograph(seed).save(make(tmp_path / "images") / f"{seed}.png")
+    drawn = []
+
+    def decode(*arguments, **settings):
+        drawn.append(arguments)
+        if len(drawn) > 6:
+            raise InputError("memory gave out at 1.png")
+        return decode_image(*arguments, **settings)
+
+    monkeypatch.setattr(transforms, "decode_image", decode)
+    with pytest.raises(StoppedError, match=r"memory gave out at 1\.png.*checkpoint-\d is saved; go on with"):
+        pretrain(monkeypatch, tmp_path / "run", tmp_path / "images", "--per_device_train_batch_size", "1")
 
 
 @pytest.mark.parametrize("mode", ["raise", "skip"])

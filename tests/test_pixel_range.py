@@ -280,8 +280,8 @@ def test_one_range_from_pretraining_to_analysis(monkeypatch, tmp_path, used, cap
     saved = pretrain(monkeypatch, write_deep_folder(tmp_path / "images"), tmp_path / "run", "--keypoint_source", "map")
     assert saved.low == pytest.approx(800, abs=20) and saved.high == pytest.approx(2200, abs=20)
     assert used["pretraining"] == {saved} and str(saved) in caplog.text and "no keypoints" not in caplog.text
-    [*log] = json.loads((tmp_path / "run/trainer_state.json").read_text())["log_history"]
-    assert [entry["weight_mean"] for entry in log if "weight_mean" in entry][0] > 2
+    first = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"][0]
+    assert first["loss"] > 1.5 * first["masked_l1"]  # the weights are not all 1
 
     other = write_deep_folder(tmp_path / "other", factor=2)  # brighter, to be seen as such
     settings = ["--model_name_or_path", tmp_path / "run", "--dataset_name", other, "--use_cpu", "--output_dir"]
