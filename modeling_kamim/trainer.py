@@ -274,6 +274,7 @@ class PixelTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._window.paused():
+            self._check_weights()
             try:
                 self._save_aside(model, trial)
             except SAVE_ERRORS as error:
@@ -284,7 +285,6 @@ class PixelTrainer(Trainer):
 
     def _save_aside(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and rename it; then publish it, and delete older ones."""
-        self._check_weights()
         output_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
