@@ -31,7 +31,7 @@ from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
 from .recipe_checks import check_steps
-from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .resume import CONTENT, SETTINGS_FILE, check_settings, whole_checkpoints
 from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
@@ -78,7 +78,7 @@ class PixelTrainer(Trainer):
 
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.run_settings = run_settings and {**run_settings, "train_content": self.train_dataset.content}
+        self.run_settings = run_settings and {**run_settings, CONTENT: self.train_dataset.content}
         self._batches: list[_Batch] = []  # of the running optimiser step
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
