@@ -21,7 +21,7 @@ def bug_report(argv: Sequence[str] | None = None) -> str:
         argv: the command line with its program; `sys.argv` where None.
     """
     argv = list(sys.argv if argv is None else argv)
-    versions = [f"modeling_kamim {__version__}", f"Python {platform.python_version()}", platform.system()]
+    versions = [f"modeling_kamim {__version__}", f"Python {platform.python_version()}", sys.platform]
     versions += [f"{name} {_version(name)}" for name in _PACKAGES]
     command = without_tokens(shlex.join(["python", Path(argv[0]).name, *_without_secrets(argv[1:])]))
     return f"{', '.join(versions)}; command: {' '.join(command.split())}"

@@ -210,7 +210,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_BYTES:
         raise InputError(f"{path} has {path.stat().st_size:,} bytes; a config file has at most {_MOST_BYTES:,}")
     try:
-        keys = yaml.load(path.read_text(encoding="utf-8"), _SettingsLoader)
+        keys = _SettingsLoader(path.read_text(encoding="utf-8")).get_single_data()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything

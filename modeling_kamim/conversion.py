@@ -155,13 +155,14 @@ def convert_checkpoint(
     if image_size is not None and image_size < 1:
         raise InputError(f"image_size is {image_size}; it must be at least 1")
     check_output_dir(output_dir)
-    weights = _READERS[source](load_state_dict(file, source))
-    config = _vit_config if weights.model_type == "vit" else _swin_config
+    state = load_state_dict(file, source)
     try:
+        weights = _READERS[source](state)
+        config = _vit_config if weights.model_type == "vit" else _swin_config
         model = _build(weights, config(weights, source, num_heads, image_size), source)
     except InputError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
         raise InputError(f"shapes in the file are those of no model: {first_line(error)}; {_WRONG_SOURCE}") from error
     notes = _notes(weights, model.config, num_heads, image_size)
     with written_whole(output_dir) as unfinished:

@@ -21,7 +21,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from .arguments import DataArguments, SourceArguments
 from .errors import InputError, first_line
-from .images import UNNAMED, BadImageError, printable, read_image
+from .images import UNNAMED, BadImageError, decode_image, printable, read_image
 from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
@@ -346,26 +346,33 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
 
 
 def content_fingerprint(rows: datasets.Dataset) -> str:
-    """What tells a data set from others, wherever it lies: its columns, its length, and the content of 64 of its rows.
+    """What tells a data set from others, wherever it lies: its length and columns, and the content of 64 of its rows.
 
     Args:
         rows: with images as `datasets.Image(decode=False)`.
+
+    Returns:
+        Words, to be compared by `same_content`; one for each of the rows, "bad" where an image cannot be decoded.
     """
-    digest = hashlib.sha256(f"{len(rows)} {sorted(rows.column_names)}".encode())
     places = Random(len(rows)).sample(range(len(rows)), min(FINGERPRINT_ROWS, len(rows)))
-    for row in rows.__getitems__(sorted(places)):
-        for name in sorted(row):
-            digest.update(_content(row[name]))
-    return digest.hexdigest()[:16]
+    contents = [_content(row) for row in rows.__getitems__(sorted(places))]
+    return " ".join([_digest(f"{len(rows)} {sorted(rows.column_names)}".encode()), *contents])
 
 
-def _content(value: Any) -> bytes:
-    if not isinstance(value, dict):
-        return repr(value).encode()
-    try:
-        return read_image(value)
-    except BadImageError as error:
-        return error.reason.encode()
+def _content(row: dict[str, Any]) -> str:
+    parts = []
+    for name in sorted(row):
+        value = row[name]
+        try:
+            decode_image(value) if isinstance(value, dict) else None
+        except BadImageError:
+            return "bad"
+        parts.append(read_image(value) if isinstance(value, dict) else repr(value).encode())
+    return _digest(b"".join(parts))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]
 
 
 def settle_worker() -> None:

@@ -18,6 +18,7 @@ from .run_directory import checkpoints, is_own
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
+CONTENT = "train_content"  # fingerprint of the training images
 # What may differ between a run and its continuation; a setting that is not named here must be the same.
 _MAY_DIFFER = {
     "where results go and under which name": r"output_dir|run_name|project|trackio_\w+|hub_\w+|push_to_hub|report_to",
@@ -125,6 +126,8 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
         logger.warning("Not compared, as %s and this version do not both tell them: %s", checkpoint, ", ".join(untold))
     differing = [name for name in settings if name in saved and saved[name] != settings[name]]
     lines = {name: f"{name}: {saved[name]!r} in the checkpoint, {settings[name]!r} now" for name in differing}
+    if CONTENT in lines:
+        lines[CONTENT] = "the training images are not those that the checkpoint was trained on"
     changing = [line for name, line in lines.items() if not _may_differ(name, saved[name], settings[name])]
     for line in lines.values():
         logger.warning("Differs from the checkpoint: %s", line)
@@ -136,4 +139,12 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
 
 
 def _may_differ(name: str, saved: Any, now: Any) -> bool:
+    if name == CONTENT:
+        return _same_content(saved, now)
     return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and now > saved > 0)
+
+
+def _same_content(saved: str, now: str) -> bool:
+    """Whether two fingerprints are of the same data, of which bad images may have been mended or damaged."""
+    pairs = list(zip(saved.split(), now.split(), strict=False))
+    return len(saved.split()) == len(now.split()) and all(a == b or "bad" in (a, b) for a, b in pairs)

@@ -30,7 +30,7 @@ from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
 from .recipe_checks import check_steps
-from .resume import SETTINGS_FILE, check_settings, whole_checkpoints
+from .resume import CONTENT, SETTINGS_FILE, check_settings, whole_checkpoints
 from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
@@ -77,7 +77,7 @@ class PixelTrainer(Trainer):
 
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.run_settings = run_settings and {**run_settings, "train_content": self.train_dataset.content}
+        self.run_settings = run_settings and {**run_settings, CONTENT: self.train_dataset.content}
         self._batches: list[_Batch] = []  # of the running optimiser step
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
@@ -273,6 +273,7 @@ class PixelTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         with self._window.paused():
+            self._check_weights()
             try:
                 self._save_aside(model, trial)
             except SAVE_ERRORS as error:
@@ -283,7 +284,6 @@ class PixelTrainer(Trainer):
 
     def _save_aside(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint aside and rename it; then publish it, and delete older ones."""
-        self._check_weights()
         output_dir = Path(self._get_output_dir(trial))
         name = f"checkpoint-{self.state.global_step}"
         if self.args.should_save:

@@ -1,10 +1,12 @@
 """Files in the layouts of the original code bases, converted: the same outputs, or a refusal that says why."""
 
 import argparse
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import timm
@@ -371,6 +373,82 @@ def test_shapes_that_contradict_each_other(tmp_path):
     state = timm_vit(num_classes=0).state_dict()
     with pytest.raises(InputError, match="contradict|mismatched"):
         converted("mae", state | {"blocks.1.norm2.bias": torch.ones(5)}, tmp_path)
+
+
+KINDS = ["boolean", "complex", "integer", "sparse", "NaN", "infinite", "empty", "flat", "a number"]
+
+
+def spoilt(kind, tensor):
+    return {
+        "boolean": tensor > 0,
+        "complex": tensor.to(torch.complex64),
+        "integer": tensor.to(torch.int32),
+        "sparse": tensor.to_sparse(),
+        "NaN": torch.full_like(tensor, torch.nan),
+        "infinite": torch.full_like(tensor, torch.inf),
+        "empty": tensor[:0],
+        "flat": tensor.flatten(),
+        "a number": torch.tensor(1.0),
+    }[kind]
+
+
+@pytest.mark.parametrize(("kind", "source"), zip(KINDS, 3 * ["kamim vit", "kamim swin", "mae"], strict=True))
+def test_weights_that_are_none_are_refused_and_nothing_is_written(kind, source, tmp_path):
+    source, _, model_type = source.partition(" ")
+    state = timm_vit().state_dict() if source == "mae" else kamim_file(model_type, tmp_path)[1]
+    names = [name for name, tensor in state.items() if tensor.ndim > 1 and tensor.is_floating_point()]
+    name = names[KINDS.index(kind) % len(names)]
+    with pytest.raises(InputError) as error:
+        converted(source, {**state, name: spoilt(kind, state[name])}, tmp_path)
+    assert "\n" not in str(error.value)
+    assert {path.name for path in tmp_path.iterdir()} <= {"file.pth", "saved"}
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("mae", "blocks.99999999.norm1.weight"),
+        ("mae", f"blocks.{'9' * 5000}.norm1.weight"),
+        ("simmim", "layers.99999999.blocks.0.norm1.weight"),
+        ("simmim", "layers.0.blocks.99999999.norm1.weight"),
+        ("kamim", "vit.encoder.layer.99999999.layernorm_before.weight"),
+    ],
+)
+def test_absurd_numbers_of_blocks_are_refused_at_once(source, name, tmp_path):
+    states = {
+        "mae": lambda: timm_vit().state_dict(),
+        "simmim": lambda: {"patch_embed.proj.weight": torch.ones(8, 3, 4, 4)},
+        "kamim": lambda: kamim_file("vit", tmp_path)[1],
+    }
+    file = save({**states[source](), name: torch.ones(1)}, tmp_path)
+    start = time.process_time()
+    with pytest.raises(InputError, match="the number 9999999"):
+        convert_checkpoint(source, file, tmp_path / "out")
+    assert time.process_time() - start < 5 and not (tmp_path / "out").exists()
+
+
+def test_a_file_without_blocks_is_refused(tmp_path):
+    _, state = kamim_file("vit", tmp_path)
+    state = {name: tensor for name, tensor in state.items() if ".layer." not in name}
+    with pytest.raises(InputError, match="no model"):
+        converted("kamim", state, tmp_path)
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_conversion_that_fails_while_it_writes_leaves_nothing(is_there, tmp_path, monkeypatch):
+    output_dir = tmp_path / "new" / "out"
+    if is_there:
+        output_dir.mkdir(parents=True)
+
+    def no_room(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("modeling_kamim.conversion._card", no_room)
+    file = save(kamim_file("vit", tmp_path)[1], tmp_path)
+    with pytest.raises(OSError):
+        convert_checkpoint("kamim", file, output_dir)
+    assert list(output_dir.iterdir()) == [] if is_there else not (tmp_path / "new").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"file.pth", "saved", "new"}
 
 
 def test_paths(tmp_path):

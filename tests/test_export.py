@@ -152,6 +152,14 @@ def test_other_features_are_an_error(tmp_path, monkeypatch):
         export_checkpoint(str(vit), tmp_path / "out", "timm")
 
 
+def test_an_export_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    directory = saved(CONFIGS["vit"], tmp_path / "checkpoint")
+    monkeypatch.setattr(export, "TOLERANCE", {"timm": -1.0})
+    with pytest.raises(RuntimeError, match="other features"):
+        export_checkpoint(str(directory), tmp_path / "out", "timm")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
 def test_script(tmp_path, monkeypatch, capsys):
     vit = saved(CONFIGS["vit"], tmp_path / "vit")
     monkeypatch.setattr(sys, "argv", ["export_checkpoint.py", str(vit), str(tmp_path / "out"), "--format", "timm"])

@@ -248,7 +248,17 @@ def test_a_failing_picture_costs_no_pretraining(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(run_mim, "curves_figure", fails)
     data, output = write_classes(tmp_path / "data", ["a"]), tmp_path / "out"
     words = ["--dataset_name", str(data), "--output_dir", str(output), "--model_size", "tiny", "--image_size", "32"]
-    words += ["--max_steps", "1", "--use_cpu", "--per_device_train_batch_size", "2", "--disable_tqdm", "true"]
+    words += [
+        "--mask_patch_size",
+        "16",
+        "--max_steps",
+        "1",
+        "--use_cpu",
+        "--per_device_train_batch_size",
+        "2",
+        "--disable_tqdm",
+        "true",
+    ]
     monkeypatch.setattr(sys, "argv", ["run_mim.py", *words, "--logging_steps", "1"])
     run_mim.main()
     assert caplog.text.count("could not be drawn") == 2

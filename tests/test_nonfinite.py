@@ -2,14 +2,28 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from test_publishing import trainer
 from test_trainer import Samples
+from tiny_models import tiny_vit
 from transformers import TrainerCallback
 
-from modeling_kamim.errors import StoppedError
+from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.analysis.encoders import load_encoder
+from modeling_kamim.arguments import ClassificationArguments
+from modeling_kamim.errors import InputError, StoppedError
+from modeling_kamim.evaluation.classifiers import build_classifier
+from modeling_kamim.evaluation.comparison import load_pretrained_model
+from modeling_kamim.evaluation.features import check_finite_features, load_backbone
+from modeling_kamim.evaluation.metrics import best_classes
+from modeling_kamim.export import export_checkpoint
+from modeling_kamim.figures import curves_figure
+from modeling_kamim.model_card import Run, pretraining_card
+from modeling_kamim.processor import image_processor
+from modeling_kamim.publishing import published_files
 
 
 class NamedSamples(Samples):
@@ -86,3 +100,126 @@ def test_finite_numbers_end_nothing(tmp_path):
     trained, _ = broken_trainer(tmp_path, broken=())
     trained.train()
     assert not list(tmp_path.glob("nonfinite*"))
+
+
+class Overflow(TrainerCallback):
+    """Makes a weight infinite behind the gradient's check, as an optimiser's step can that overflows."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_optimizer_step(self, args, state, control, model, **kwargs):
+        if state.global_step + 1 == self.step:
+            next(model.parameters()).data.fill_(math.inf)
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, step):
+    trained, _ = broken_trainer(tmp_path, broken=(), save_steps=2, max_grad_norm=0.0)
+    trained.add_callback(Overflow(step))
+    with pytest.raises(StoppedError, match=f"step {step}: the weights are NaN or infinite"):
+        trained.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"] * (step == 4)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_weights_of_the_last_step_are_looked_at_without_a_checkpoint_too(tmp_path):
+    trained, _ = broken_trainer(tmp_path, broken=(), save_strategy="no")
+    trained.add_callback(Overflow(4))
+    with pytest.raises(StoppedError, match="step 4: the weights"):
+        trained.train()
+
+
+def test_a_training_without_a_step_is_an_error(tmp_path):
+    trained, _ = broken_trainer(tmp_path, broken=(), dataloader_drop_last=True, per_device_train_batch_size=17)
+    with pytest.raises(InputError, match="16 training images, fewer than the 17"):
+        trained.train()
+    trained, _ = broken_trainer(tmp_path, broken=())
+    trained.get_train_dataloader = lambda: torch.utils.data.DataLoader([])
+    with pytest.raises(StoppedError, match="no step"):
+        trained.train()
+    assert not list(tmp_path.glob("**/*.safetensors"))
+
+
+def test_evaluations_drop_no_image(tmp_path):
+    trained, _ = broken_trainer(tmp_path, broken=(), dataloader_drop_last=True, per_device_eval_batch_size=5)
+    assert len(trained.eval_dataset) % 5
+    trained.evaluate()
+    assert sum(len(batch["pixel_values"]) for batch in trained.get_eval_dataloader()) == len(trained.eval_dataset)
+
+
+def strict(file):
+    """JSON without NaN and infinity."""
+
+    def refuse(name):
+        raise AssertionError(f"{name} in {file}")
+
+    return json.loads(file.read_text(), parse_constant=refuse)
+
+
+def test_no_json_of_a_run_holds_nan(tmp_path):
+    trained, _ = broken_trainer(tmp_path, eval_strategy="steps", eval_steps=1, save_steps=1)
+    trained.args.nonfinite, trained.args.metric_for_best_model, trained.args.greater_is_better = "skip", "loss", False
+    trained.eval_dataset = NamedSamples(range(16))
+    result = trained.train()
+    trained.save_metrics("train", {**result.metrics, "odd": math.inf})
+    trained.save_metrics("eval", trained.evaluate())
+    trained.save_state()
+    files = list(tmp_path.rglob("*.json"))
+    assert len(files) > 6
+    texts = {file.name: strict(file) for file in files}
+    assert texts["eval_results.json"]["eval_loss"] is None and texts["train_results.json"]["odd"] is None
+    log = texts["trainer_state.json"]["log_history"]
+    assert any("eval_loss" in entry and entry["eval_loss"] is None for entry in log)
+    curves_figure(log)
+    config = tiny_vit(kamim={"weighting": "none"} | dict.fromkeys(("mask_ratio", "mask_patch_size"), 1))
+    assert "nan" not in str(pretraining_card(Run("a", "b", ""), config, log, 4)).lower()
+
+
+# Checkpoints with NaN in them
+
+
+@pytest.fixture(scope="module")
+def spoilt_checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("spoilt")
+    model = KamimForMaskedImageModeling.from_config(tiny_vit(kamim={"mask_patch_size": 16}))
+    model.base_model.layers[1].mlp.fc1.weight.data[0, 0] = math.nan
+    model.save_pretrained(directory)
+    image_processor(32).save_pretrained(directory)
+    (directory / "README.md").write_text("---\nlibrary_name: transformers\n---\n")
+    return str(directory)
+
+
+USES = {
+    "linear probe": lambda name: build_classifier(ClassificationArguments(model_name_or_path=name)),
+    "fine-tuning": lambda name: build_classifier(ClassificationArguments(model_name_or_path=name, mode="finetune")),
+    "cached probe and nearest neighbours": lambda name: load_backbone(name, "vit", "tiny", None, "mean"),
+    "analysis": lambda name: load_encoder("a", name, torch.device("cpu")),
+    "reconstruction": load_pretrained_model,
+    "export": lambda name: export_checkpoint(name, Path(name) / "export", "timm"),
+    "push": lambda name: published_files(Path(name)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_checkpoint_with_nan_is_refused(spoilt_checkpoint, use):
+    with pytest.raises(InputError, match="weights that are NaN or infinite, in 1 tensor.*fc1|intermediate"):
+        USES[use](spoilt_checkpoint)
+    assert not (Path(spoilt_checkpoint) / "export").exists()
+
+
+def test_features_and_scores_that_are_not_finite_are_refused():
+    features = torch.ones(4, 2, 3)
+    assert check_finite_features(features) is features
+    features[2, 1, 0] = math.nan
+    with pytest.raises(InputError, match="features of 1 of 4 images.*image 2"):
+        check_finite_features(features)
+    with pytest.raises(StoppedError, match="scores of the classes"):
+        best_classes(torch.tensor([[1.0, math.nan]]))
+
+
+def test_published_json_holds_no_nan(tmp_path):
+    KamimForMaskedImageModeling.from_config(tiny_vit()).save_pretrained(tmp_path)
+    (tmp_path / "trainer_state.json").write_text('{"log_history": [{"loss": NaN, "grad_norm": Infinity}]}')
+    text = published_files(tmp_path)["trainer_state.json"].decode()
+    assert json.loads(text) == {"log_history": [{"loss": None, "grad_norm": None}]}

@@ -270,7 +270,7 @@ def test_the_card_is_valid_and_publishes_no_path(monkeypatch, tmp_path, source):
     _, front, text = card.split("---\n", 2)
     assert "kamim" in yaml.safe_load(front)["tags"]
     assert set(datasets.get_dataset_split_names(str(output))) == {"train", "validation"}
-    assert "# photos_48" in text and "9 images" in text and f"{SHORT_SIDE} px" in text
+    assert r"# photos\_48" in text and "9 images" in text and f"{SHORT_SIDE} px" in text
     for density in densities("fast", "orb"):
         assert density.label in text and density.label in json.loads(settings)["densities"]
     assert str(tmp_path) not in card + settings

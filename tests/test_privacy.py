@@ -95,7 +95,8 @@ def test_settings_and_card_hide_trackers_and_private_places(monkeypatch):
     for published in (text, card):
         assert not re.search("alice|pass|secret|/home|run_name", published)
     settings = yaml.safe_load(text)
-    assert set(settings) == {"keypoint_detector_args", "lr_scheduler_kwargs", "dataset_name"}
+    assert set(settings) == {"keypoint_detector_args"}
+    assert "# dataset_name: " in text and "# lr_scheduler_kwargs: " in text  # comments, to be given anew
 
 
 KAMIM = {"weighting": "keypoint", "temperature": 0.25, "mask_ratio": 0.6, "mask_patch_size": 32, "weight_patch_size": 8}

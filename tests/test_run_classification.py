@@ -220,3 +220,25 @@ def test_bad_evaluations_stop_before_any_work(monkeypatch, tmp_path, arguments, 
     with pytest.raises(InputError, match=message):
         run(run_classification, monkeypatch, tmp_path / "out", "--model_size", "tiny", *arguments)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("augmentation", ["auto", "none"])  # without augmentation the head is trained on features
+def test_the_protocol_of_mae_with_one_image_left_over(monkeypatch, tmp_path, augmentation):
+    arguments = ["--protocol", "mae", "--augmentation", augmentation, "--model_size", "tiny", "--image_size", "32"]
+    arguments += [
+        "--per_device_train_batch_size",
+        "31",
+        "--num_train_epochs",
+        "2",
+        "--per_device_eval_batch_size",
+        "29",
+    ]
+    output = run(run_classification, monkeypatch, tmp_path, *arguments)  # 32 images to train on, 30 to score
+    state = json.loads((output / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    results = json.loads((output / "results.json").read_text())
+    assert sum(map(sum, results["confusion"])) == results["num_validation_images"] == 30
+    with pytest.raises(InputError, match="32 training images, fewer than the 33"):
+        run(run_classification, monkeypatch, tmp_path, *arguments, "--per_device_train_batch_size", "33")
+    with pytest.raises(InputError, match="BatchNorm"):
+        run(run_classification, monkeypatch, tmp_path, *arguments, "--per_device_train_batch_size", "1")

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import re
 import sys
 import time
 from random import Random
@@ -219,7 +218,6 @@ VALUES = {
         "seed": st.integers(0, 2**32 - 1),
         "image_column": TEXT,
         "train_split": TEXT,
-        "run_name": TEXT.filter(lambda text: not re.match(r"[/~\\]|[A-Za-z]:[/\\]", text)),
         "streaming": st.booleans(),
         "max_steps": st.integers(1, 1000),
         "keypoint_detector_args": st.builds(
