@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 from datasets.fingerprint import Hasher
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,3 +152,26 @@ def test_hash_is_equal_in_another_process():
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.split()[-1] == Hasher.hash(detector)
+
+
+@pytest.mark.parametrize("name", ["fast", "sift", "orb"])
+@pytest.mark.parametrize(
+    "image, told",
+    [
+        (np.random.default_rng(0).random((32, 32, 3), dtype=np.float32), r"float32 \(32, 32, 3\)"),
+        (np.zeros((32, 32), np.uint8), r"uint8 \(32, 32\)"),
+        (np.zeros((32, 32, 4), np.uint8), r"uint8 \(32, 32, 4\)"),
+        (np.zeros((3, 32, 32), np.uint8), r"uint8 \(3, 32, 32\)"),
+        (np.zeros((32, 32, 3), np.uint16), r"uint16 \(32, 32, 3\)"),
+        (torch.zeros(32, 32, 3, dtype=torch.uint8), r"torch.uint8 \(32, 32, 3\)"),
+        ([[0]], "list"),
+    ],
+    ids=["floats", "gray", "alpha", "channels first", "16 bits", "tensor", "list"],
+)
+def test_what_is_no_8_bit_rgb_image_is_refused(name, image, told):
+    """Floats in [0, 1] would have no keypoints, without a word."""
+    detector = KeypointDetector(name)
+    for detect in (detector, detector.detect):
+        with pytest.raises(InputError, match=f"{told}; turn floats") as error:
+            detect(image)
+        assert "\n" not in str(error.value)
