@@ -19,7 +19,7 @@ from .images import (
     read_deep_pixels,
     system_fault,
 )
-from .pixel_range import EIGHT_BITS, PERCENTILES, PixelRange, fits_in_8_bits
+from .pixel_range import EIGHT_BITS, PERCENTILES, PixelRange, fits_in_8_bits, sample_pixels
 
 logger = logging.getLogger(__name__)
 
@@ -317,8 +317,12 @@ def _check_batch(
 def _pixels_batch(
     rows: dict[str, list], indices: list[int], image_column: str, skip_bad_images: bool, decoder_version: int
 ) -> dict[str, list]:
-    found = process_rows(rows[image_column], indices, skip_bad_images, read_deep_pixels)
-    images = [pixels for pixels, _ in found if pixels is not None]
-    places = np.random.default_rng(0)
-    sampled = [pixels.flat[places.integers(0, pixels.size, PIXELS_OF_AN_IMAGE)].tolist() for pixels in images]
-    return {"pixels": sampled, "fits": [fits_in_8_bits(pixels) for pixels in images]}
+    def sample(source: dict[str, Any], name: str) -> tuple[list[float], bool] | None:
+        pixels = read_deep_pixels(source, name)
+        if pixels is None:
+            return None
+        return sample_pixels(pixels, PIXELS_OF_AN_IMAGE).tolist(), fits_in_8_bits(pixels)
+
+    found = process_rows(rows[image_column], indices, skip_bad_images, sample)
+    sampled = [result for result, _ in found if result is not None]
+    return {"pixels": [pixels for pixels, _ in sampled], "fits": [fits for _, fits in sampled]}

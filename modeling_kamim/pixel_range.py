@@ -17,7 +17,9 @@ from PIL import Image, ImageOps
 
 from .errors import InputError
 
+_ENOUGH_PIXELS = 1_000_000  # for the range of one image
 PERCENTILES = (0.1, 99.9)  # dead and hot pixels do not set the range
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _DEEP_COLOURS = re.compile(";16[BLN]")  # of Pillow's raw modes; "BGR;16" has 16 bits in a pixel
 _SAMPLE_FORMAT = 339  # tag of TIFF; 1: integers without a sign
 
@@ -44,14 +46,17 @@ class PixelRange:
         """The range that most of the pixels use; 0 to 255, so that nothing changes, for integers that fit in 8 bits."""
         if fits_in_8_bits(pixels):
             return EIGHT_BITS
-        low, high = np.percentile(pixels, PERCENTILES)
+        low, high = np.percentile(sample_pixels(pixels, _ENOUGH_PIXELS), PERCENTILES)
         return cls(float(low), float(high))
 
     def to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels of any type and shape as uint8."""
         exact = np.result_type(pixels, np.float32)
-        scaled = (pixels.astype(exact) - exact.type(self.low)) * exact.type(255 / (self.high - self.low or 1.0))
-        return np.rint(scaled.clip(0, 255)).astype(np.uint8)
+        scaled = pixels.astype(exact)
+        scaled -= exact.type(self.low)
+        scaled *= exact.type(255 / (self.high - self.low or 1.0))
+        np.rint(scaled.clip(0, 255, out=scaled), out=scaled)
+        return scaled.astype(np.uint8)
 
     def overlap(self, other: "PixelRange") -> float:
         """The part that two ranges share, of the part that either covers, in [0, 1]."""
@@ -69,6 +74,13 @@ EIGHT_BITS = PixelRange(0.0, 255.0)
 def fits_in_8_bits(pixels: np.ndarray) -> bool:
     """Whether they are integers of 0 to 255: an 8-bit image in a deeper file."""
     return pixels.dtype.kind in "iu" and 0 <= pixels.min() and pixels.max() <= 255
+
+
+def sample_pixels(pixels: np.ndarray, count: int) -> np.ndarray:
+    """`(count,)` of the pixels, drawn by their number alone; all of them where there are no more."""
+    if pixels.size <= count:
+        return pixels.ravel()
+    return pixels.flat[np.random.default_rng(0).integers(0, pixels.size, count)]
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -94,7 +106,7 @@ def deep_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
         return _deep_colours(data, pixels.shape)
     if pixels.dtype == np.int32 and getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (0,))[0] == 1:
         pixels = pixels.astype(np.uint32)
-    num_bad = pixels.size - np.count_nonzero(np.isfinite(pixels))
+    num_bad = pixels.size - np.count_nonzero(np.isfinite(pixels)) if pixels.dtype.kind == "f" else 0
     if num_bad:
         raise ValueError(f"{num_bad} of its {pixels.size} pixels are not finite (NaN or infinite)")
     return pixels
@@ -102,11 +114,21 @@ def deep_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
 
 def _deep_colours(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
     """Pillow drops the low byte of colours, OpenCV does not; it turns an image upright by itself."""
+    if data.startswith(_PNG_START) and not _holds_its_chunks(data):
+        return None
     with _quiet_opencv():
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if pixels is None or pixels.dtype != np.uint16 or pixels.shape[:2] != shape[:2]:
         return None
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+
+
+def _holds_its_chunks(png: bytes) -> bool:
+    """Whether no chunk is longer than the file: OpenCV takes up to 2 GB for what one declares."""
+    position = len(_PNG_START)
+    while position + 8 <= len(png):
+        position += 12 + int.from_bytes(png[position : position + 4])
+    return position <= len(png)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from random import Random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,8 @@ def seed_images():
         encoded(image, "tiff", compression="tiff_lzw"),
         encoded(image, "tiff", compression="tiff_deflate"),
         encoded(deep, "tiff"),
+        encoded(Image.fromarray(np.linspace(-1, 1, 40 * 52, dtype=np.float32).reshape(40, 52)), "tiff"),
+        *(cv2.imencode(kind, np.dstack([np.asarray(deep)] * 3))[1].tobytes() for kind in (".png", ".tiff")),
     ]
 
 
