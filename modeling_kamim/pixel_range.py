@@ -126,9 +126,9 @@ def _deep_colours(data: bytes, shape: tuple[int, ...]) -> np.ndarray | None:
 def _holds_its_chunks(png: bytes) -> bool:
     """Whether no chunk is longer than the file: OpenCV takes up to 2 GB for what one declares."""
     position = len(_PNG_START)
-    while position + 8 <= len(png):
+    while position < len(png) and png[position + 4 : position + 8] != b"IEND":
         position += 12 + int.from_bytes(png[position : position + 4])
-    return position <= len(png)
+    return position < len(png)
 
 
 @contextmanager

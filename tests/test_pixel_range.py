@@ -156,6 +156,12 @@ def test_colours_of_16_bits_keep_their_low_byte(file_format, channels):
     assert is_deep_image(source) and np.abs(decoded - (pixels[..., :3] - 800.0) / 1400 * 255).max() <= 0.51
 
 
+def test_a_png_may_go_on_behind_its_end():
+    data = encode(GENERATOR.integers(800, 2200, (12, 17, 3), dtype=np.uint16), "png")["bytes"]
+    expected = decode_image({"bytes": data, "path": None})
+    assert (decode_image({"bytes": data + b"\xff" * 9, "path": None}) == expected).all() and np.ptp(expected) > 200
+
+
 def with_exif(png, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
