@@ -57,6 +57,10 @@ class BadImageError(InputError):
         return str(self).removesuffix(_ADVICE)
 
 
+class UnreadImageError(InputError):
+    """An image that cannot be read for a reason outside of it: no memory, too many open files, a failing disk."""
+
+
 def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: PixelRange | None = None) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
@@ -74,7 +78,7 @@ def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: Pix
 
     Raises:
         BadImageError: if it cannot be read in full, or has pixels that are not finite.
-        InputError: if the system fails, for a reason that is not in the image: its memory, its files.
+        UnreadImageError: if the system fails, for a reason that is not in the image: its memory, its files.
     """
     data = read_image(source, name)
     with _errors_of(source, name):
@@ -86,7 +90,7 @@ def read_deep_pixels(source: dict[str, Any] | None, name: str = "") -> np.ndarra
     """The pixels of an image of more than 8 bits as they are stored, upright; None for any other image.
 
     Raises:
-        BadImageError, InputError: as `decode_image`.
+        BadImageError, UnreadImageError: as `decode_image`.
     """
     data = read_image(source, name)
     with _errors_of(source, name), open_image(data) as image:
@@ -111,7 +115,7 @@ def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
 
     Raises:
         BadImageError: if there are none.
-        InputError: if the system fails to read the file, for a reason that is not in the image.
+        UnreadImageError: if the system fails to read the file, for a reason that is not in the image.
     """
     with _errors_of(source, name):
         data = _opened(source or {})
@@ -147,21 +151,21 @@ def _errors_of(source: dict[str, Any] | None, name: str) -> Iterator[None]:
         raise fault or _bad_image(source, name, error) from (error if fault else None)
 
 
-def system_fault(error: Exception, source: dict[str, Any] | None, name: str = "") -> InputError | None:
+def system_fault(error: Exception, source: dict[str, Any] | None, name: str = "") -> UnreadImageError | None:
     """What to raise where the system, not the image at hand, is at fault; None for any other error."""
     label = _label(source, name)
     if is_out_of_memory(error):
-        return InputError(
+        return UnreadImageError(
             f"memory gave out at {label} ({first_line(error)[:_LONGEST_REASON]}). The image may be good, so it is not "
             "left out; free memory, or use fewer processes (--num_proc, --dataloader_num_workers), and try again"
         )
     if isinstance(error, RecursionError):
-        return InputError(
+        return UnreadImageError(
             f"the stack of calls gave out at {label}. The image may be good, so it is not left out; call from fewer "
             "nested functions"
         )
     if isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
-        return InputError(
+        return UnreadImageError(
             f"cannot read {label}: {error.strerror}. The image may be good, so it is not left out; {_advice(error)}"
         )
     return None

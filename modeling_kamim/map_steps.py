@@ -246,7 +246,7 @@ def process_rows(
         work: from an image and its name to a result; decodes it.
 
     Raises:
-        InputError: if memory gives out, which is no fault of the image.
+        UnreadImageError: if the system fails, which is no fault of the image.
     """
     for source, index in zip(sources, indices, strict=True):
         name = f"the image in row {index}"

@@ -25,6 +25,7 @@ from . import durability
 from .data import SampleDataset
 from .errors import InputError, StoppedError, on_one_line
 from .finite import json_values, model_tensors, nonfinite_names
+from .images import BadImageError, UnreadImageError
 from .integrity import faults
 from .modeling_kamim import load_whole
 from .processes import largest_of_processes
@@ -120,7 +121,7 @@ class PixelTrainer(Trainer):
         with self._stop.listening():
             try:
                 result = super().train(resume_from_checkpoint, *args, **kwargs)
-            except InputError as error:
+            except (BadImageError, UnreadImageError) as error:
                 if not self.state.global_step:
                     raise
                 self._save_before_the_end()

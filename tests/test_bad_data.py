@@ -20,7 +20,7 @@ from modeling_kamim import images, transforms
 from modeling_kamim.data import SampleDataset, keep_encoded, load_images
 from modeling_kamim.density import DensityDetector
 from modeling_kamim.errors import InputError, StoppedError
-from modeling_kamim.images import BadImageError, decode_image, printable, read_image
+from modeling_kamim.images import BadImageError, UnreadImageError, decode_image, printable, read_image
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.map_steps import find_bad_images, prepare_images
 from modeling_kamim.prepared_dataset import Preparation
@@ -302,7 +302,7 @@ def test_memory_that_gives_out_in_training_costs_no_step(monkeypatch, tmp_path):
     def decode(*arguments, **settings):
         drawn.append(arguments)
         if len(drawn) > 6:
-            raise InputError("memory gave out at 1.png")
+            raise UnreadImageError("memory gave out at 1.png")
         return decode_image(*arguments, **settings)
 
     monkeypatch.setattr(transforms, "decode_image", decode)
