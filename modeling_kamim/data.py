@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -345,6 +346,11 @@ def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> 
     return dataset.shuffle(seed=seed).take(max_samples)
 
 
+def sampled(total: int, count: int) -> list[int]:
+    """At most `count` of the numbers below `total`, drawn by these two alone, in order."""
+    return sorted(Random(0).sample(range(total), min(count, total)))
+
+
 def content_fingerprint(rows: datasets.Dataset) -> str:
     """What tells a data set from others, wherever it lies: its length and columns, and the content of 64 of its rows.
 
@@ -352,23 +358,25 @@ def content_fingerprint(rows: datasets.Dataset) -> str:
         rows: with images as `datasets.Image(decode=False)`.
 
     Returns:
-        Words, to be compared by `same_content`; one for each of the rows, "bad" where an image cannot be decoded.
+        Words, which `resume.check_settings` compares: one for each of the rows, "bad" where an image cannot be decoded.
     """
-    places = Random(len(rows)).sample(range(len(rows)), min(FINGERPRINT_ROWS, len(rows)))
-    contents = [_content(row) for row in rows.__getitems__(sorted(places))]
+    contents = [_content(row) for row in rows.__getitems__(sampled(len(rows), FINGERPRINT_ROWS))]
     return " ".join([_digest(f"{len(rows)} {sorted(rows.column_names)}".encode()), *contents])
 
 
 def _content(row: dict[str, Any]) -> str:
-    parts = []
-    for name in sorted(row):
-        value = row[name]
-        try:
-            decode_image(value) if isinstance(value, dict) else None
-        except BadImageError:
-            return "bad"
-        parts.append(read_image(value) if isinstance(value, dict) else repr(value).encode())
-    return _digest(b"".join(parts))
+    try:
+        return _digest(b"".join(_bytes_of(row[name]) for name in sorted(row)))
+    except BadImageError:
+        return "bad"
+
+
+def _bytes_of(value: Any) -> bytes:
+    if not isinstance(value, dict):
+        return repr(value).encode()
+    data = read_image(value)
+    decode_image({"bytes": data, "path": value.get("path")})
+    return data
 
 
 def _digest(content: bytes) -> str:
@@ -414,7 +422,7 @@ class SampleDataset(torch.utils.data.Dataset):
         """
         self._epoch.fill_(epoch)
 
-    @property
+    @cached_property
     def content(self) -> str:
         """What tells these images from others, see `content_fingerprint`."""
         return content_fingerprint(self.rows)

@@ -5,11 +5,10 @@ All weights of such an image are 1. A data set of them trains as SimMIM does, wh
 
 import logging
 from collections.abc import Iterable
-from random import Random
 
 import datasets
 
-from .data import SampleDataset
+from .data import SampleDataset, sampled
 from .density import DensityFormat
 from .images import BadImageError
 
@@ -49,11 +48,6 @@ def check_samples(samples: SampleDataset) -> None:
     densities = samples.transform.densities  # type: ignore[attr-defined]
     found = _stored(samples.rows, densities.format) if densities else _detected(samples)
     warn_without_keypoints(found, "training images that were looked at")
-
-
-def sampled(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, drawn by these two alone, in order."""
-    return sorted(Random(0).sample(range(total), min(count, total)))
 
 
 def _stored(rows: datasets.Dataset, form: DensityFormat) -> list[bool]:

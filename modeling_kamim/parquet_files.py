@@ -5,16 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from random import Random
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.utils.file_utils import xopen
 
-from .data import loading_reason, open_builder, readable_folders
+from .data import loading_reason, open_builder, readable_folders, sampled
 from .density import DensityDetector, OtherDensitiesError, check_column, density_label
 from .errors import InputError, first_line
 from .trust import OutsideError, refuse, row_findings
@@ -96,11 +96,11 @@ class ParquetFiles:
         """
         return _OpenFile(self.files[number], self.folders)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """What the names of the files, without their folders, their order and the rows of some of them come to."""
         digest = hashlib.sha256("\n".join(file.rsplit("/", 1)[-1] for file in self.files).encode())
-        for number in sorted(Random(len(self)).sample(range(len(self)), min(_FINGERPRINT_FILES, len(self)))):
+        for number in sampled(len(self), _FINGERPRINT_FILES):
             digest.update(self.open(number).summary.encode())
         return digest.hexdigest()[:16]
 

@@ -22,10 +22,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from . import durability
+from .data import sampled
 from .density import DensityDetector, DensityFormat, stored_columns
 from .errors import InputError
 from .images import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_image
-from .keypoint_share import NUM_STORED, has_keypoints, sampled, warn_without_keypoints
+from .keypoint_share import NUM_STORED, has_keypoints, warn_without_keypoints
 from .map_steps import process_rows
 from .model_card import prepared_dataset_card
 from .pixel_range import PixelRange

@@ -54,19 +54,19 @@ def largest_of_processes(number: int, args: TrainingArguments) -> int:
 
 def is_sharded(args: TrainingArguments) -> bool:
     """Whether FSDP or DeepSpeed is asked for, by argument or by accelerate's config."""
-    return bool(args.fsdp or args.deepspeed) or _is_on("ACCELERATE_USE_FSDP") or _is_on("ACCELERATE_USE_DEEPSPEED")
+    return bool(args.fsdp or args.deepspeed) or is_on("ACCELERATE_USE_FSDP") or is_on("ACCELERATE_USE_DEEPSPEED")
 
 
 def is_fsdp1(args: TrainingArguments) -> bool:
     """Whether it is the first FSDP, which flattens parameters, and which transformers no longer supports."""
     by_argument = bool(args.fsdp) and (args.fsdp_plugin_args or {}).get("fsdp_version") == 1
-    return by_argument or (_is_on("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1")
+    return by_argument or (is_on("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1")
 
 
 def _saves_shards(args: TrainingArguments) -> bool:
     if args.fsdp:
         kind = (args.fsdp_plugin_args or {}).get("state_dict_type")
-    elif _is_on("ACCELERATE_USE_FSDP"):
+    elif is_on("ACCELERATE_USE_FSDP"):
         default = "FULL_STATE_DICT" if is_fsdp1(args) else "SHARDED_STATE_DICT"
         kind = os.environ.get("FSDP_STATE_DICT_TYPE", default)
     else:
@@ -74,5 +74,6 @@ def _saves_shards(args: TrainingArguments) -> bool:
     return kind != "FULL_STATE_DICT"
 
 
-def _is_on(variable: str) -> bool:
+def is_on(variable: str) -> bool:
+    """Whether accelerate's launcher has turned something on by an environment variable."""
     return os.environ.get(variable, "false").lower() in ("true", "1")

@@ -1,6 +1,5 @@
 """transformers' `TrainingArguments` with the paper's recipes as defaults."""
 
-import os
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -9,6 +8,7 @@ from transformers import TrainingArguments
 from .errors import InputError
 from .hardware import Hardware, find_hardware
 from .limits import check_ranges
+from .processes import is_on
 from .recipe_checks import check_recipe
 from .run_directory import check_output_dir
 
@@ -73,7 +73,7 @@ class _RecipeArguments(TrainingArguments):
     def __post_init__(self):
         check_output_dir(self.output_dir)
         check_ranges(self)
-        self._is_cpu_asked_for = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1")
+        self._is_cpu_asked_for = self.use_cpu or is_on("ACCELERATE_USE_CPU")
         hardware = find_hardware(self._is_cpu_asked_for)
         self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
         self._set_precision(hardware)

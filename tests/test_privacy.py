@@ -23,7 +23,7 @@ from modeling_kamim.privacy import public_settings, public_text
         ("run of /home/alice smith/data/x.png", "run of local:x.png"),
         ("logs=/home/alice/logs,k=1", "logs=local:logs,k=1"),
         ("nas:/export/alice/x", "nas:local:x"),
-        ("see ~/work/data, 3/4", "see local:data, 3/4"),
+        ("see ~/photos/data, 3/4", "see local:data, 3/4"),
         ("../alice/data", "local:data"),
         ("x ../../alice/data", "x local:data"),
         ("data/../../alice/secret", "local:secret"),

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,6 @@ class Evaluation:
                 f"resume_from_checkpoint is {training_args.resume_from_checkpoint!r}, and each of the --seeds has "
                 "checkpoints of its own; give auto"
             )
-        name = class_args.model_name_or_path
-        self.encoder_sha256 = weights_sha256(Path(name).expanduser()) if name else None
         self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
         if class_args.protocol == "mae":
             _drop_incomplete_batches(training_args)
@@ -93,6 +91,12 @@ class Evaluation:
             *(self.images.classes.num_classes, 100 / self.images.classes.num_classes),
         )
         logger.info("Speed: %s", training_args.describe_speed())
+
+    @cached_property
+    def encoder_sha256(self) -> str | None:
+        """What tells the checkpoint's weights from others; None for random ones, and for those of the Hub."""
+        name = self.class_args.model_name_or_path
+        return weights_sha256(Path(name).expanduser()) if name else None
 
     def choose_range(self) -> PixelRange | None:
         """The range by which images of more than 8 bits are scaled: the encoder's, or that of the training images."""
