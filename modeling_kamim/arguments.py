@@ -1,12 +1,12 @@
 """Arguments of the scripts, as dataclasses of which `command_line.parse` makes options."""
 
-import importlib.util
 import json
 from dataclasses import dataclass, field
 from typing import Literal
 
 from .density import DensityDetector
 from .errors import InputError
+from .evaluation.protocols import PROTOCOLS, Protocol
 from .keypoints import KeypointDetector
 from .limits import check_ranges
 from .masking import num_masked_blocks
@@ -325,14 +325,6 @@ class OnlineProbeArguments:
         return int(self.probe_every)
 
 
-_AUGMENTATIONS: dict[str, Literal["none", "paper", "crop_flip"]] = {
-    "paper": "paper",
-    "paper_layernorm": "paper",
-    "mae": "crop_flip",
-    "cached": "none",
-}
-
-
 @dataclass
 class ClassificationArguments:
     """Which checkpoint, and how it is evaluated."""
@@ -346,18 +338,19 @@ class ClassificationArguments:
             "reconstructions (PSNR, SSIM)."
         },
     )
-    protocol: Literal["paper", "paper_layernorm", "mae", "cached"] = field(
+    protocol: Literal["paper", "paper_layernorm", "mae", "cached", "knn"] = field(
         default="paper",
         metadata={
             "help": "Linear probe: the paper's; with its LayerNorm (Table 5); MAE's (BatchNorm, crop and flip, LARS, "
-            "last block, without a last batch that is smaller); or on features computed once, several learning rates "
-            "side by side, with nearest neighbours."
+            "last block, without a last batch that is smaller); on features computed once, several learning rates side "
+            "by side, with nearest neighbours (cached); or nearest neighbours alone (knn). Each brings its learning "
+            "rate, weight decay and length."
         },
     )
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "KAMIM, ViT or Swin checkpoint (protocol cached: any encoder of transformers or timm); without it "
+            "help": "KAMIM, ViT or Swin checkpoint (cached and knn: any encoder of transformers or timm); without it "
             "the weights are random."
         },
     )
@@ -377,10 +370,11 @@ class ClassificationArguments:
         },
     )
     probe_layers: Literal["default", "all"] = field(
-        default="default", metadata={"help": "Protocol cached: probe one layer, or every layer in the same pass."}
+        default="default", metadata={"help": "Protocols cached and knn: read one layer, or every layer."}
     )
     pooling: Literal["mean", "cls"] = field(
-        default="mean", metadata={"help": "Protocol cached: mean of the patch tokens (the paper's), or the CLS token."}
+        default="mean",
+        metadata={"help": "Protocols cached and knn: mean of the patch tokens (the paper's), or the CLS token."},
     )
     layer_norm: bool = field(default=False, metadata={"help": "LayerNorm before the linear layer (Table 5; ViT)."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
@@ -432,10 +426,18 @@ class ClassificationArguments:
             raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
         if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):
             raise InputError("layer_decay, ema_decay and drop_path are for --mode finetune")
-        if self.protocol == "mae" and importlib.util.find_spec("timm") is None:
-            raise InputError("protocol is mae, whose LARS is timm's, which is not installed; run: pip install timm")
         if self.augmentation == "auto":
-            self.augmentation = _AUGMENTATIONS[self.protocol]
+            self.augmentation = self.recipe.augmentation
+
+    @property
+    def protocol_name(self) -> str:
+        """Of the row of `PROTOCOLS`."""
+        return "finetune" if self.mode == "finetune" else self.protocol
+
+    @property
+    def recipe(self) -> Protocol:
+        """What the protocol settles."""
+        return PROTOCOLS[self.protocol_name]
 
     @property
     def trains_on_features(self) -> bool:
@@ -445,9 +447,8 @@ class ClassificationArguments:
     @property
     def pooled_norm(self) -> str:
         """Norm between features and linear layer: "none", "layernorm" or "batchnorm"."""
-        if self.protocol == "mae":
-            return "batchnorm"
-        return "layernorm" if self.layer_norm or self.protocol == "paper_layernorm" else "none"
+        norm = self.recipe.pooled_norm
+        return "layernorm" if norm == "none" and self.layer_norm else norm
 
 
 PRETRAINING_ARGUMENTS = (DataArguments, KamimArguments, StreamingArguments, OnlineProbeArguments, PretrainingArguments)

@@ -187,8 +187,14 @@ def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> s
     """The column that holds the class: the one named, the only `ClassLabel`, or one with a usual name.
 
     Raises:
-        InputError: if it cannot be told; the message lists the columns.
+        InputError: if there are no labels, or it cannot be told which they are; the message lists the columns.
     """
+    if column is None and all(isinstance(feature, datasets.Image) for feature in dataset.features.values()):
+        raise InputError(
+            f"the images have no labels (columns: {', '.join(dataset.features)}), which probes, k-NN and fine-tuning "
+            "need: put the images of each class into a folder of its own (train/cat/1.png); "
+            "run_classification.py --mode reconstruction needs no labels"
+        )
     return _find_column(dataset, column, "label_column", datasets.ClassLabel, LABEL_COLUMNS)
 
 

@@ -538,7 +538,8 @@ class ClassificationTrainer(PixelTrainer):
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
         if self.parameter_groups is not None and self.optimizer is None:
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            chosen = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, settings = chosen
             self.optimizer: torch.optim.Optimizer = optimizer_class(self.parameter_groups(self.model), **settings)
         return super().create_optimizer(*args, **kwargs)
 

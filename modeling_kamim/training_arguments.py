@@ -1,11 +1,13 @@
 """transformers' `TrainingArguments` with the paper's recipes as defaults."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import TrainingArguments
 
 from .errors import InputError
+from .evaluation.protocols import PAPER_TRAINING
 from .hardware import Hardware, find_hardware
 from .limits import check_ranges
 from .processes import is_on
@@ -13,6 +15,8 @@ from .recipe_checks import check_recipe
 from .run_directory import check_output_dir
 
 PAPER_BATCH_SIZE = 2048
+OWN_SCHEDULE = "cosine_warmup_with_min_lr"
+MAE_BATCH_SIZE = 256  # to which base learning rates belong
 
 
 @dataclass
@@ -44,9 +48,7 @@ class _RecipeArguments(TrainingArguments):
     warmup_steps: float = field(
         default=0.1, metadata={"help": "Linear warm-up: steps, or below 1 a share of all steps."}
     )
-    lr_scheduler_type: str = field(
-        default="cosine_warmup_with_min_lr", metadata={"help": "Schedule, by its name in transformers."}
-    )
+    lr_scheduler_type: str = field(default=OWN_SCHEDULE, metadata={"help": "Schedule, by its name in transformers."})
     lr_scheduler_kwargs: dict | str | None = field(
         default=None, metadata={"help": "Parameters of the schedule as JSON; the paper's for its schedule."}
     )
@@ -77,7 +79,7 @@ class _RecipeArguments(TrainingArguments):
         hardware = find_hardware(self._is_cpu_asked_for)
         self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
         self._set_precision(hardware)
-        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == "cosine_warmup_with_min_lr":
+        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == OWN_SCHEDULE:
             self.lr_scheduler_kwargs = dict(self.schedule_ends)
         super().__post_init__()
         if self.device.type == "cpu":
@@ -155,18 +157,56 @@ class PretrainingArguments(_RecipeArguments):
 
 @dataclass
 class ProbingArguments(_RecipeArguments):
-    """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping."""
+    """The paper's linear probing and fine-tuning (section 4.1): lr 5e-3, cosine to 2.5e-6, no clipping.
 
-    schedule_ends = {"min_lr": 2.5e-6, "warmup_lr_rate": 1e-6 / 5e-3}
+    What a protocol settles is None until `__post_init__`, which takes the paper's; `follow` takes another protocol's.
+    """
+
+    schedule_ends = PAPER_TRAINING["lr_scheduler_kwargs"]
     metrics = ("loss", "top1", "top5")
 
     output_dir: str = field(default="outputs/classification", metadata={"help": "Where checkpoints and results go."})
-    learning_rate: float = field(default=5e-3, metadata={"help": "Peak learning rate."})
+    learning_rate: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Peak learning rate; where not given the protocol's: 5e-3, MAE's 0.1 for every 256 images per step."
+        },
+    )
+    weight_decay: float = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Where not given the protocol's: 0.05, MAE's 0."}
+    )
+    num_train_epochs: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Passes over the training images; where not given the protocol's: 100, MAE's 90."},
+    )
+    warmup_steps: float = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Linear warm-up: steps, or below 1 a share of all steps; where not given the protocol's: 0.1, "
+            "MAE's 10 of 90."
+        },
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
 
     def __post_init__(self):
+        self._left_open = [name for name in PAPER_TRAINING if getattr(self, name) is None]
+        if str(self.lr_scheduler_type) != OWN_SCHEDULE and self.lr_scheduler_kwargs is None:
+            self._left_open.remove("lr_scheduler_kwargs")  # another schedule does not know ours
+        self.follow(PAPER_TRAINING)
         super().__post_init__()
         self.label_names = ["labels"]
+
+    def follow(self, training: Mapping[str, Any]) -> None:
+        """Take the settings of a protocol for what was not given.
+
+        Args:
+            training: of a `Protocol`.
+        """
+        settings = dict(training)
+        if "base_learning_rate" in settings:
+            settings["learning_rate"] = settings.pop("base_learning_rate") * self.total_batch_size / MAE_BATCH_SIZE
+        for name in self._left_open:
+            setattr(self, name, settings[name])
 
 
 _PRECISION_REASONS = {

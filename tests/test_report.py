@@ -313,10 +313,36 @@ def test_foreign_and_broken_files_are_named_and_left_out(tmp_path, caplog):
     assert len(build_report([tmp_path]).rows) == 1
 
 
-def test_scores_of_reconstructions_are_left_out_without_a_warning(tmp_path, caplog):
-    write_results(tmp_path / "a" / "results.json", {"rows": [{"mode": "reconstruction", "psnr": 12.0}]})
-    write_results(tmp_path / "b" / "results.json", result(0.5))
-    assert len(build_report([tmp_path]).rows) == 1 and not caplog.text
+def reconstruction(masked_psnr, name="local:mine", **values):
+    names = ("masked_ssim", "baseline_psnr", "baseline_ssim", "paper_psnr_pooled", "paper_psnr", "paper_ssim")
+    scores = {key: {"mean": 0.5, "standard_error": 0.01} for key in names}
+    origin = result(0.0, name=name)["provenance"]
+    scores["masked_psnr"] = {"mean": masked_psnr, "standard_error": 0.2}
+    return {"mode": "reconstruction", "mask_ratio": 0.4, "num_images": 30, **scores, "provenance": origin, **values}
+
+
+def test_reconstructions_have_a_table_of_their_own(report):
+    alone = {"mean": 0.5, "standard_error": None}  # of a single image
+    rows = [reconstruction(14.0, "local:worse"), reconstruction(16.5, "local:better", masked_ssim=alone)]
+    built = report(result(0.5), {"rows": rows})
+    first, second = texts(built.tables[-1])
+    assert [table.title for table in built.tables if table.title == "Reconstructions"] == [built.tables[-1].title]
+    assert [first[0], second[0]] == ["local:better", "local:worse"]
+    assert first[3:7] == ["40%", "16.50 ± 0.20", "0.500", "0.50 ± 0.01"] and first[-1] == "30"
+    assert "16.50 ± 0.20" in built.to_markdown() and r"16.50 $\pm$ 0.20" in built.to_latex()
+    assert any("fill" in note for note in built.notes)
+
+
+def test_a_report_of_reconstructions_alone(report):
+    (table,) = report({"rows": [reconstruction(14.0)]}).tables
+    assert table.title == "Reconstructions"
+
+
+def test_incomplete_reconstructions_are_left_out_by_name(tmp_path, caplog):
+    rows = [reconstruction(14.0), reconstruction(14.0, masked_ssim={"mean": None}), reconstruction(None)]
+    write_results(tmp_path / "a" / "results.json", {"rows": [*rows, {"mode": "reconstruction", "psnr": 12.0}]})
+    assert len(build_report([tmp_path]).tables[0].rows) == 1
+    assert "a/results.json: 3 of 4 results are left out" in caplog.text
 
 
 def test_a_file_is_read_once(tmp_path):

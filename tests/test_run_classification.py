@@ -160,6 +160,9 @@ def test_reconstructions_are_scored_and_drawn(monkeypatch, tmp_path, checkpoint)
     assert first["num_images"] == 30
     assert first["masked_psnr"] == second["masked_psnr"]
     assert (output / "reconstructions.png").exists()
+    report = run(run_classification, monkeypatch, tmp_path / "report", "--report", str(output))
+    for file in ("report.md", "report.tex"):
+        assert f"{first['masked_psnr']['mean']:.2f}" in (report / file).read_text()
 
 
 def test_reconstruction_needs_a_decoder(monkeypatch, tmp_path, checkpoint):
@@ -191,6 +194,50 @@ def test_finetuning_at_another_size_with_every_option(monkeypatch, tmp_path, che
     assert model.config.image_size == int(size)
 
 
+def test_a_block_scores_the_same_alone_and_among_all(monkeypatch, tmp_path, checkpoint):
+    if "swin" in checkpoint.name:
+        pytest.skip("one architecture is enough")
+
+    def rows(name, *settings):
+        settings = ["--model_name_or_path", str(checkpoint), "--low_shot", "0.02", *settings]
+        output = run(run_classification, monkeypatch, tmp_path / name, *settings)
+        results = json.loads((output / "results.json").read_text())
+        measured = ("top1", "top5", "top1_interval", "loss", "chosen_learning_rate")
+        return {
+            (row["protocol"], row["layer"]): {key: row.get(key) for key in measured}
+            for row in results.get("rows") or [results]
+        }
+
+    every_layer = rows("all", "--protocol", "cached", "--probe_layers", "all")
+    alone, neighbours = rows("cached", "--protocol", "cached"), rows("knn", "--protocol", "knn")
+    assert list(alone) == [("cached", "8"), ("knn", "8")] and list(neighbours) == [("knn", "8")]
+    assert {key: every_layer[key] for key in alone} == alone
+    assert neighbours[("knn", "8")] == alone[("knn", "8")]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--protocol", "knn"], ["--mode", "finetune"]])
+def test_images_without_labels_are_refused_in_a_sentence(monkeypatch, tmp_path, photographs, arguments):
+    (tmp_path / "flat").mkdir()
+    for number, pixels in enumerate(photographs):
+        Image.fromarray(pixels).save(tmp_path / "flat" / f"{number}.png")
+    settings = ["--model_size", "tiny", "--dataset_name", str(tmp_path / "flat"), *arguments]
+    with pytest.raises(InputError, match="no labels.* folder of its own .*--mode reconstruction needs no labels"):
+        run(run_classification, monkeypatch, tmp_path / "out", *settings)
+
+
+def test_a_probe_that_only_guesses_says_so(monkeypatch, tmp_path, colour_folder, caplog):
+    settings = ["--model_size", "tiny", "--image_size", "32", "--dataset_name", str(colour_folder)]
+    settings += ["--augmentation", "none", "--per_device_train_batch_size", "8", "--num_train_epochs", "30"]
+    with caplog.at_level("WARNING"):
+        run(run_classification, monkeypatch, tmp_path / "rate", *settings, "--learning_rate", "1e-9")
+    (said,) = [message for message in caplog.messages if "close to guessing" in message]
+    assert "learning rate was 1e-09" in said and "--learning_rate" in said
+    caplog.clear()
+    with caplog.at_level("WARNING"):
+        run(run_classification, monkeypatch, tmp_path / "good", *settings)
+    assert "guessing" not in caplog.text
+
+
 def test_maes_protocol_trains_by_lars(monkeypatch, tmp_path, checkpoint):
     pytest.importorskip("timm")
     if "swin" in checkpoint.name:
@@ -200,6 +247,7 @@ def test_maes_protocol_trains_by_lars(monkeypatch, tmp_path, checkpoint):
     results = json.loads((output / "results.json").read_text())
     assert (results["protocol"], results["layer"], results["optimizer"]) == ("mae", 12, "lars")
     assert results["augmentation"] == "crop_flip"
+    assert results["learning_rate"] == 0.1 * 8 / 256  # 0.1 for 256 images, as in MAE's code
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +35,7 @@ from ..training_arguments import ProbingArguments
 from .classifiers import build_classifier, classifier_config, encoder_config
 from .features import ClassificationHead, FeatureDataset, PooledFeatures, extract_features, load_backbone
 from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
+from .lars import lars, lars_groups
 from .metrics import TrainerMetrics, best_classes, classification_metrics
 from .probing import LinearProbe, nearest_neighbours, probe
 from .results import checkpoint_rows, provenance, summarise_seeds, weights_sha256, write_results
@@ -41,6 +43,7 @@ from .results import checkpoint_rows, provenance, summarise_seeds, weights_sha25
 logger = logging.getLogger(__name__)
 
 NUM_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
+CHANCE_MARGIN = 0.98  # of the loss of guessing, from which on a probe has hardly learned
 
 
 class Evaluation:
@@ -50,7 +53,10 @@ class Evaluation:
         self.data_args, self.class_args, self.training_args = data_args, class_args, training_args
         is_probe = class_args.mode == "linear_probe"
         check_sharding(training_args, class_args.ema_decay, class_args.layer_decay, is_probe)
-        self.is_cached = class_args.mode == "linear_probe" and class_args.protocol == "cached"
+        self.protocol = class_args.recipe
+        training_args.follow(self.protocol.training)
+        self.optimizer = lars(training_args.learning_rate) if self.protocol.optimizer == "lars" else None
+        self.is_cached = self.protocol.is_cached
         if self.is_cached:
             self.backbone = load_backbone(
                 class_args.model_name_or_path,
@@ -70,7 +76,7 @@ class Evaluation:
                 "checkpoints of its own; give auto"
             )
         self.checkpoint = find_checkpoint(training_args) if len(class_args.seeds) <= 1 else None
-        if class_args.protocol == "mae":
+        if self.protocol.pooled_norm == "batchnorm":
             _drop_incomplete_batches(training_args)
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
@@ -79,7 +85,9 @@ class Evaluation:
         self.pixel_range = self.choose_range()
         keep_pixel_range(self.processor, self.pixel_range)
         if training_args.push_to_hub and (self.is_cached or len(class_args.seeds) > 1):
-            raise InputError("--push_to_hub publishes one trained classifier; not for --protocol cached or --seeds")
+            raise InputError(
+                "--push_to_hub publishes one trained classifier; not for --protocol cached or knn, or --seeds"
+            )
         dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
         self.page = CheckpointPage(CLASSIFICATION_ARGUMENTS, training_args, dataset)
         self.trainer: ClassificationTrainer | None = None
@@ -190,6 +198,8 @@ class Evaluation:
         class_args, num_classes = self.class_args, self.images.classes.num_classes
 
         def groups(model: nn.Module) -> list[dict[str, Any]]:
+            if self.optimizer is not None:
+                return lars_groups(model, args.weight_decay)
             return parameter_groups(model, args.learning_rate, args.weight_decay, class_args.layer_decay)
 
         return ClassificationTrainer(
@@ -201,14 +211,14 @@ class Evaluation:
             processing_class=self.processor,
             compute_metrics=TrainerMetrics(num_classes),
             preprocess_logits_for_metrics=best_classes,
-            parameter_groups=groups if class_args.layer_decay < 1 else None,
+            parameter_groups=groups if self.optimizer or class_args.layer_decay < 1 else None,
             run_settings=run_settings(
                 *(self.data_args, class_args, args),
                 num_train_images=len(train_dataset),
                 encoder_sha256=self.encoder_sha256,
             ),
             callbacks=[average] if average else None,
-            optimizer_cls_and_kwargs=lars(args) if class_args.protocol == "mae" else None,
+            optimizer_cls_and_kwargs=self.optimizer,
         )
 
     def classifier_row(self, trainer: ClassificationTrainer, loss: float) -> dict[str, Any]:
@@ -216,11 +226,11 @@ class Evaluation:
         class_args, args = self.class_args, trainer.args
         is_swin = self.config.model_type == "swin"
         return {
-            "protocol": "finetune" if class_args.mode == "finetune" else class_args.protocol,
+            "protocol": class_args.protocol_name,
             "layer": "last stage" if is_swin else self.config.num_hidden_layers,
             "pooling": "mean",
             "layer_norm": class_args.pooled_norm == "layernorm",
-            "optimizer": "lars" if class_args.protocol == "mae" else str(args.optim.value),
+            "optimizer": self.protocol.optimizer or str(args.optim.value),
             "learning_rate": args.learning_rate,
             "global_batch_size": args.total_batch_size,
             "num_train_epochs": trainer.state.epoch,
@@ -239,7 +249,7 @@ class Evaluation:
     def probe_features(
         self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
     ) -> list[dict[str, Any]]:
-        """Linear probes and nearest neighbours on features computed once, of one layer or of all."""
+        """Nearest neighbours, and for "cached" linear probes, on features computed once, of one layer or of all."""
         trainer = ClassificationTrainer(model=self.backbone, args=args, processing_class=self.processor)
         train = self.features_of(train_dataset, trainer, "Features of the training images")
         validation = self.features_of(eval_dataset, trainer, "Features of the validation images")
@@ -248,17 +258,14 @@ class Evaluation:
         if self.class_args.probe_layers == "default":
             layers = [self.backbone.default_layer(self.class_args.layer)]
         train, validation = (replace(split, features=split.features[:, layers]) for split in (train, validation))
-        recipe = LinearProbe(seed=args.seed)
+        rows = [self.neighbours_row(names[layer], train, validation, place) for place, layer in enumerate(layers)]
+        if not self.protocol.has_head:
+            return rows
         num_classes = self.images.classes.num_classes
-        probed = probe(recipe, train.features, train.labels, validation.features, num_classes)
-        return [
-            row
-            for place, layer in enumerate(layers)
-            for row in (
-                self.probe_row(names[layer], probed.logits[place], probed.learning_rates[place], validation.labels),
-                self.neighbours_row(names[layer], train, validation, place),
-            )
-        ]
+        probed = probe(LinearProbe(seed=args.seed), train.features, train.labels, validation.features, num_classes)
+        found = zip(layers, probed.logits, probed.learning_rates, strict=True)
+        heads = [self.probe_row(names[layer], logits, rate, validation.labels) for layer, logits, rate in found]
+        return [row for pair in zip(heads, rows, strict=True) for row in pair]
 
     def probe_row(self, layer: str, logits: torch.Tensor, learning_rate: float, labels: torch.Tensor) -> dict[str, Any]:
         """Results of the linear probe of a layer."""
@@ -329,6 +336,8 @@ class Evaluation:
             draw_depth(summary, shared["chance"], output_dir / "depth.png")
         for row in summary:
             log_row(row)
+            if row["protocol"] != "knn" and is_at_chance(row, shared["num_classes"]):
+                logger.warning("%s", chance_advice(row, shared["num_classes"]))
         logger.info("results.json and pictures are in %s", output_dir)
 
     def shared_facts(self) -> dict[str, Any]:
@@ -360,11 +369,21 @@ def _drop_incomplete_batches(args: ProbingArguments) -> None:
     args.dataloader_drop_last = True
 
 
-def lars(args: ProbingArguments) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """LARS, the optimiser of MAE's linear probe."""
-    from timm.optim import Lars
+def is_at_chance(row: Mapping[str, Any], num_classes: int) -> bool:
+    """Whether a classifier is no better than guessing: by its loss, or by the interval of its top-1."""
+    low, _ = row.get("top1_interval") or (row["top1"], None)
+    return row["loss"] is not None and (row["loss"] >= CHANCE_MARGIN * math.log(num_classes) or low <= 1 / num_classes)
 
-    return Lars, {"lr": args.learning_rate, "momentum": 0.9, "trust_coeff": 0.001}
+
+def chance_advice(row: Mapping[str, Any], num_classes: int) -> str:
+    """What a classifier that is no better than guessing shows, and what to try."""
+    rate = row.get("chosen_learning_rate") or row["learning_rate"]
+    return (
+        f"{row['protocol']}, layer {row['layer']}, is close to guessing: loss {row['loss']:.3f} (that of guessing is "
+        f"{math.log(num_classes):.3f}), top-1 {row['top1']:.2%} ({1 / num_classes:.2%}). Its learning rate was {rate}: "
+        "try a larger and a smaller --learning_rate, more --num_train_epochs, or --protocol cached, which chooses its "
+        "rate; then another --layer"
+    )
 
 
 def draw_depth(summary: Sequence[Mapping[str, Any]], chance: float, file: Path) -> None:

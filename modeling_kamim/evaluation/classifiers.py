@@ -16,7 +16,6 @@ from ..arguments import ClassificationArguments
 from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError, first_line
 from ..modeling_kamim import build_config, check_image_size, load_whole
-from .features import PROBED_BLOCK
 from .finetuning import add_drop_path, resized_state_dict
 
 
@@ -65,8 +64,7 @@ def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig
             raise InputError("layer and layer_norm are for ViT; of Swin the last stage is read, behind its LayerNorm")
         return config
     depth = config.num_hidden_layers
-    default = min(PROBED_BLOCK, depth) if args.mode == "linear_probe" and args.protocol != "mae" else depth
-    layer = default if args.layer is None else args.layer
+    layer = min(args.recipe.layer or depth, depth) if args.layer is None else args.layer
     if layer > depth:
         raise InputError(f"layer is {layer}; the encoder has {depth} blocks")
     settings = {key: value for key, value in config.to_dict().items() if key not in ("model_type", "architectures")}

@@ -8,20 +8,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..markup import MISSING
-from .features import PROBED_BLOCK
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
+from .protocols import PROBED_BLOCK, PROTOCOLS
 from .results import AVERAGED, MEASURED, is_number
 
 Item = TypeVar("Item")
 
-PROTOCOLS = {
-    "paper": "linear probe (paper)",
-    "paper_layernorm": "linear probe (paper, LayerNorm)",
-    "mae": "linear probe (MAE)",
-    "cached": "linear probe (cached)",
-    "knn": "k-NN",
-    "finetune": "fine-tuning",
-}
+TITLES = {name: protocol.title for name, protocol in PROTOCOLS.items()}
 # In the layouts of the paper's tables
 KINDS = {"paper": "LP", "paper_layernorm": "LP", "finetune": "FT", "cached": "cached-LP"}
 NO_SETTINGS = {"provenance", "seed", "seeds", "num_seeds", "time", "device", "kamim", "versions", "model"}
@@ -183,7 +176,7 @@ class Entry:
     def labels(self) -> Key:
         """What the first table shows of the settings."""
         data, protocol = _show(self.origin.get("dataset")), self.shown("protocol")
-        protocol = PROTOCOLS.get(protocol, protocol)
+        protocol = TITLES.get(protocol, protocol)
         return (self.model, self.described_method, data, protocol, self.shown("layer"), self.pooling)
 
     @property
@@ -208,7 +201,7 @@ class Entry:
     def order(self) -> tuple:
         """Sorting key: of equal data, protocol and layer the best comes first."""
         _, _, data, protocol, layer, _ = self.labels
-        known = list(PROTOCOLS.values())
+        known = list(TITLES.values())
         rank = known.index(protocol) if protocol in known else len(known)
         return (data, rank, protocol, natural_order(layer), self.images, -self.row["top1"], self.labels)
 

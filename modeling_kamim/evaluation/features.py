@@ -13,9 +13,9 @@ from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
 from ..modeling_kamim import build_config, load_whole, loading_failure
 from ..trainer import PixelTrainer
+from .protocols import PROBED_BLOCK
 
 POOLINGS = ("mean", "cls")
-PROBED_BLOCK = 8
 
 
 class Backbone(nn.Module):

@@ -16,6 +16,8 @@ from ..markup import MISSING, markdown
 from ..run_directory import WRITTEN_HERE, check_reports
 from .entries import Entry, grouped, natural_order
 from .paper_layouts import LAYOUTS
+from .reconstruction_table import LEGEND as RECONSTRUCTION_LEGEND
+from .reconstruction_table import is_reconstruction, reconstruction_table
 from .results import read_results, summarise_seeds
 from .tables import Cell, Table
 
@@ -46,7 +48,8 @@ class Report:
 
     Args:
         rows: of `summarise_seeds`, in the order of the first table.
-        tables: all results, accuracy by depth, then the layouts of the paper for which there are results.
+        tables: all results, accuracy by depth, then the layouts of the paper for which there are results, and
+            reconstructions.
         notes: what a reader has to know, without markup.
         figures: what draws accuracy by depth, by file name.
     """
@@ -76,15 +79,19 @@ def build_report(paths: Iterable[str | Path]) -> Report:
     rows = [row for file in _find(folders) for row in read_rows(file)]
     if not rows:
         raise InputError(f"no results in {', '.join(map(str, folders))}; give folders with results.json of evaluations")
-    entries = sorted((Entry(row) for row in summarise_seeds(rows)), key=Entry.order)
+    scored = [row for row in rows if is_reconstruction(row)]
+    measured = summarise_seeds(row for row in rows if not is_reconstruction(row))
+    entries = sorted(map(Entry, measured), key=Entry.order)
     layouts = [table for layout in LAYOUTS for table in layout.tables(entries)]
     probed = _probed_by_depth(entries)
     by_depth = [_depth_table(data, runs) for data, runs in probed.items()]
     figures = {f"depth_{number}.png": partial(_depth_figure, runs) for number, runs in enumerate(probed.values(), 1)}
-    main = _main_table(_without_inner_layers(entries, probed))
-    legends = [LEGEND, *([DEPTH_LEGEND] if by_depth else []), *([LAYOUT_LEGEND] if layouts else [])]
-    notes = [*legends, *_fingerprint_notes(entries)]
-    return Report([entry.row for entry in entries], [main, *by_depth, *layouts], notes, figures)
+    main = [_main_table(_without_inner_layers(entries, probed))] if entries else []
+    reconstructions = [reconstruction_table(scored)] if scored else []
+    legends = {LEGEND: main, DEPTH_LEGEND: by_depth, LAYOUT_LEGEND: layouts, RECONSTRUCTION_LEGEND: reconstructions}
+    notes = [*(legend for legend, tables in legends.items() if tables), *_fingerprint_notes(entries)]
+    tables = [*main, *by_depth, *layouts, *reconstructions]
+    return Report([entry.row for entry in entries], tables, notes, figures)
 
 
 def write_report(report: Report, output_dir: Path) -> None:
@@ -112,11 +119,8 @@ def _find(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The accuracies of a results.json, without classes and confusion.
-
-    Scores of reconstructions are left out: they are results, but not of these tables.
-    """
-    rows = [row for row in read_results(file) if "top1" in row]
+    """The rows of a results.json, without classes and confusion."""
+    rows = read_results(file)
     return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in rows]
 
 

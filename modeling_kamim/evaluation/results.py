@@ -191,7 +191,6 @@ def read_results(file: Path) -> list[dict[str, Any]]:
         rows = result_rows(found)
     except TypeError:  # its "rows" are none
         rows = [{}]
-    rows = [row for row in rows if row.get("mode") != "reconstruction" or _is_reconstruction(row)]
     kept = [row for row in rows if _is_accuracy(row) or _is_reconstruction(row)]
     if found and len(kept) < len(rows):
         reason = "they need protocol, top1 in [0, 1] and provenance, or the scores of reconstructions"
