@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from .errors import InputError
 from .finite import json_values
@@ -22,14 +22,13 @@ CONTENT = "train_content"  # fingerprint of the training images
 # What may differ between a run and its continuation; a setting that is not named here must be the same.
 _MAY_DIFFER = {
     "where results go and under which name": r"output_dir|run_name|project|trackio_\w+|hub_\w+|push_to_hub|report_to",
-    "what is logged and kept": r"logging_\w+|log_\w+|disable_tqdm|save_\w+|skip_memory_metrics|include_\w+|debug",
-    "what is evaluated": r"(do|eval)_\w+|\w+_eval_\w+|prediction_loss_only|validation_split|probe_\w+",
-    "which step's weights are taken at the end": r"load_best_model_at_end|metric_for_best_model|greater_is_better",
+    "what is logged and kept": r"logging_\w+|log_\w+|disable_tqdm|save_(total_limit|only_model|on_each_node)"
+    r"|skip_memory_metrics|include_num_input_tokens_seen|debug|do_\w+|probe_\w+",
     "how the run goes on": r"resume_from_checkpoint|force_resume|restore_callback_states_from_checkpoint|seeds",
     "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images"
     r"|trust_data_files",
-    "how a step's images are cut; their number is compared": r"(per_device|global)_(train_)?batch_size"
-    r"|gradient_accumulation_steps|local_rank|ddp_(backend|timeout)|fsdp\w*|deepspeed",
+    "what they come to is compared": r"precision|attention|global_batch_size",
+    "how processes meet": r"local_rank|ddp_(backend|timeout)|fsdp\w*|deepspeed",
     "workers, whose samples depend on none of it": r"dataloader_(num_workers|pin_memory|persistent_workers"
     r"|prefetch_factor|multiprocessing_context)",
     "the machine; equal up to rounding": r"use_cpu|torch_compile\w*|torch_empty_cache_steps|enable_jit_checkpoint"
@@ -37,6 +36,12 @@ _MAY_DIFFER = {
     "what is done with a step that has no finite numbers": r"nonfinite",
 }
 _HARMLESS = re.compile("|".join(_MAY_DIFFER.values()))
+_SCORING = re.compile(  # may differ where no score decides which weights are kept, or the learning rate
+    r"eval_\w+|\w+_eval_\w+|prediction_loss_only|include_for_metrics|validation_split|metric_for_best_model"
+    r"|greater_is_better|save_(strategy|steps)"
+)
+# How a step's images are cut; may differ where nothing is drawn for a batch: Swin has drop path, classifiers mix images
+_BATCHING = re.compile(r"per_device_train_batch_size|gradient_accumulation_steps")
 _MAY_GROW = ("max_steps", "num_train_epochs")  # the trainer says what the schedule becomes
 
 
@@ -50,6 +55,8 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
         InputError: if it is not the directory of a whole checkpoint.
     """
     wanted, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
+    if args.save_only_model:
+        logger.warning("The checkpoints of this run hold the weights alone (--save_only_model): it cannot be resumed")
     if wanted is None:
         earlier = next((path for path in reversed(checkpoints(output_dir)) if not faults(path)), None)
         if earlier is not None:
@@ -89,6 +96,17 @@ def whole_checkpoints(output_dir: Path) -> list[Path]:
     return [path for path in own if not faults(path)]
 
 
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """The trainer's state that a checkpoint holds; of a directory that was moved, its best checkpoint is moved too."""
+    checkpoint = Path(checkpoint)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = state.best_model_checkpoint
+    beside = checkpoint.absolute().parent / Path(best or "").name
+    if best and not Path(best).is_dir():
+        state.best_model_checkpoint = str(beside) if beside.is_dir() else None
+    return state
+
+
 def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
     """Everything that decides what a run does, as JSON with public names.
 
@@ -102,6 +120,7 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
         settings |= group.to_dict() if is_training else vars(group)
         if is_training:
             settings["images_per_step"] = group.total_batch_size  # type: ignore[attr-defined]
+            settings["attn_implementation"] = group.attn_implementation  # type: ignore[attr-defined]
     return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 
@@ -128,7 +147,7 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
     lines = {name: f"{name}: {saved[name]!r} in the checkpoint, {settings[name]!r} now" for name in differing}
     if CONTENT in lines:
         lines[CONTENT] = "the training images are not those that the checkpoint was trained on"
-    changing = [line for name, line in lines.items() if not _may_differ(name, saved[name], settings[name])]
+    changing = [line for name, line in lines.items() if not _may_differ(name, saved, settings)]
     for line in lines.values():
         logger.warning("Differs from the checkpoint: %s", line)
     if changing and not force:
@@ -138,10 +157,15 @@ def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) ->
         )
 
 
-def _may_differ(name: str, saved: Any, now: Any) -> bool:
+def _may_differ(name: str, saved: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     if name == CONTENT:
-        return _same_content(saved, now)
-    return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and now > saved > 0)
+        return _same_content(saved[name], settings[name])
+    if _SCORING.fullmatch(name):
+        follows_scores = settings.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
+        return not (settings.get("load_best_model_at_end") or follows_scores)
+    if _BATCHING.fullmatch(name):
+        return "mask_ratio" in settings and settings.get("model_type") == "vit"
+    return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and settings[name] > saved[name] > 0)
 
 
 def _same_content(saved: str, now: str) -> bool:

@@ -31,7 +31,7 @@ from .modeling_kamim import load_whole
 from .processes import largest_of_processes
 from .publishing import Publisher, PublishError, checkpoint_files, published_files
 from .recipe_checks import check_steps
-from .resume import CONTENT, SETTINGS_FILE, check_settings, whole_checkpoints
+from .resume import CONTENT, SETTINGS_FILE, check_settings, read_state, whole_checkpoints
 from .run_directory import PAGE_FILES, begin_run, checkpoints, is_own, sign, step_of
 from .stopping import StopOnSignal, resume_command
 from .weighting import CellWeighting, resample_density
@@ -106,7 +106,7 @@ class PixelTrainer(Trainer):
             begin_run(Path(self.args.output_dir), resume_from_checkpoint)
         self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it, and find no "auto" there
         if resume_from_checkpoint:
-            reached = TrainerState.load_from_json(os.path.join(resume_from_checkpoint, "trainer_state.json"))
+            reached = read_state(resume_from_checkpoint)
             planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
             if reached.global_step >= planned:  # the stock loop would train one more
                 return self._take_finished(resume_from_checkpoint, reached)
@@ -194,6 +194,8 @@ class PixelTrainer(Trainer):
         """The last checkpoint of this run, and the command that goes on with it; where there is none, this command."""
         whole = whole_checkpoints(Path(self.args.output_dir))
         reached = [checkpoint for checkpoint in whole if step_of(checkpoint) <= self.state.global_step]
+        if self.args.save_only_model and not reached:
+            return "Its checkpoints hold the weights alone (--save_only_model): no run can go on from them"
         if not reached:
             return f"This run has saved no checkpoint yet; start it again with: {resume_command(checkpoint=None)}"
         last = reached[-1]  # `auto` would take a later one, from before the run went back to an earlier one
@@ -256,6 +258,22 @@ class PixelTrainer(Trainer):
         rows = getattr(self.train_dataset, "rows", None)
         images = [value for value in (rows[index] if rows is not None else {}).values() if isinstance(value, dict)]
         return {"index": index, "path": next((image["path"] for image in images if image.get("path")), None)}
+
+    def _get_dataloader(self, *args, **kwargs) -> DataLoader:
+        """As the stock one; it draws the seeds of its workers from a generator of its own.
+
+        How often it does depends on evaluations and on workers that persist, and the model's drop path must not.
+        """
+        loader = super()._get_dataloader(*args, **kwargs)
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # within accelerate's
+        return loader
+
+    def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
+        place = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)  # the stock one logs, evaluates and saves as the checkpoint did
+        if self.args.resume_from_checkpoint:
+            self.state.best_model_checkpoint = read_state(self.args.resume_from_checkpoint).best_model_checkpoint
+        return place
 
     def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False

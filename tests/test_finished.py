@@ -32,7 +32,7 @@ AUTO = ["--resume_from_checkpoint", "auto"]
 
 
 def run(script, monkeypatch, output_dir, *arguments):
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments, *QUIET, "--output_dir", str(output_dir)])
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *QUIET, *arguments, "--output_dir", str(output_dir)])
     script.main()
 
 
@@ -135,3 +135,43 @@ def test_every_evaluation_masks_alike(monkeypatch, tmp_path, workers):
     log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
     scores = [entry["eval_masked_l1"] for entry in log if "eval_masked_l1" in entry]
     assert len(scores) >= 4 and len(set(scores)) == 1
+
+
+TUNE = ["--mode", "finetune", *VIT, "--drop_path", "0.5", "--augmentation", "none", *STEPS, "--max_steps", "7"]
+SCORES = ["--eval_strategy", "steps", "--eval_steps", "1"]
+LASTING = [*SCORES, "--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true"]
+
+
+@pytest.mark.parametrize(("first", "then"), [([], SCORES), (LASTING, LASTING)], ids=["evaluations", "lasting workers"])
+def test_drop_path_is_drawn_alike_whatever_evaluations_and_workers(monkeypatch, tmp_path, first, then):
+    run(run_classification, monkeypatch, tmp_path, *TUNE, *first, "--save_total_limit", "9")
+    expected = load_file(tmp_path / "model.safetensors")
+    for step in (4, 6, 7):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    run(run_classification, monkeypatch, tmp_path, *TUNE, *then, "--save_total_limit", "9", *AUTO)
+    found = load_file(tmp_path / "model.safetensors")
+    assert all((expected[name] == found[name]).all() for name in expected)
+
+
+def test_a_moved_run_keeps_its_best_weights(monkeypatch, tmp_path):
+    best = [*SCORES, "--load_best_model_at_end", "true", "--save_steps", "1", "--learning_rate", "0.1"]
+    arguments = [*TUNE, *best, "--metric_for_best_model", "loss", "--save_total_limit", "9"]
+    run(run_classification, monkeypatch, tmp_path / "run", *arguments)
+    expected = digest(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run(run_classification, monkeypatch, tmp_path / "moved", *arguments, *AUTO)
+    assert digest(tmp_path / "moved") == expected
+
+
+def test_log_and_save_settings_of_the_resumed_run_count(monkeypatch, tmp_path):
+    run(run_mim, monkeypatch, tmp_path, *MASKED, *STEPS)
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    run(run_mim, monkeypatch, tmp_path, *MASKED, *STEPS, *AUTO, "--save_steps", "3", "--logging_steps", "4")
+    log = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [1, 2, 4]
+    assert (tmp_path / "checkpoint-3").is_dir()
+
+
+def test_weights_alone_are_nothing_to_go_on_with(monkeypatch, tmp_path, caplog):
+    run(run_mim, monkeypatch, tmp_path, *MASKED, *STEPS, "--save_only_model", "true")
+    assert "hold the weights alone (--save_only_model): it cannot be resumed" in caplog.text

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def test_settings_that_change_the_result_are_refused(monkeypatch, tmp_path, capl
         '--accelerator_config {"even_batches":false}',
         "--dataloader_in_order false",
         "--max_grad_norm 2",
-        "--precision bf16",
+        "--bf16 true --precision auto",
     ],
 )
 def test_settings_of_the_sampler_and_the_numbers_are_refused(tmp_path, arguments):
@@ -254,11 +255,34 @@ def test_a_longer_run_says_what_becomes_of_the_schedule(monkeypatch, tmp_path, c
     assert rates[4] > rates[5]  # a cosine of 6 steps; that of 4 climbs behind its end
 
 
-def test_equal_images_per_step_may_come_in_other_batches(tmp_path):
-    (tmp_path / "run_settings.json").write_text(json.dumps({"images_per_step": 64, "per_device_train_batch_size": 64}))
-    check_settings(str(tmp_path), {"images_per_step": 64, "per_device_train_batch_size": 16}, force=False)
+@pytest.mark.parametrize(
+    ("model", "allowed"),
+    [
+        ({"mask_ratio": 0.6, "model_type": "vit"}, True),
+        ({"mask_ratio": 0.6, "model_type": "swin"}, False),  # drop path is drawn for a batch
+        ({"mode": "finetune", "model_type": "vit"}, False),  # so are CutMix and MixUp
+    ],
+)
+def test_equal_images_per_step_may_come_in_other_batches(tmp_path, model, allowed):
+    then = {**model, "images_per_step": 64, "per_device_train_batch_size": 64}
+    (tmp_path / "run_settings.json").write_text(json.dumps(then))
+    with nullcontext() if allowed else pytest.raises(InputError, match="per_device_train_batch_size: 64 in the check"):
+        check_settings(str(tmp_path), {**then, "per_device_train_batch_size": 16}, force=False)
     with pytest.raises(InputError, match="images_per_step: 64 in the checkpoint, 32 now"):
-        check_settings(str(tmp_path), {"images_per_step": 32, "per_device_train_batch_size": 16}, force=False)
+        check_settings(str(tmp_path), {**then, "images_per_step": 32}, force=False)
+
+
+SCORING = ["eval_steps", "max_eval_samples", "per_device_eval_batch_size", "metric_for_best_model", "save_steps"]
+
+
+@pytest.mark.parametrize("name", [*SCORING, "load_best_model_at_end"])
+def test_scores_that_choose_the_weights_must_be_made_alike(tmp_path, name):
+    (tmp_path / "run_settings.json").write_text(json.dumps({"load_best_model_at_end": True, name: "then"}))
+    with pytest.raises(InputError, match=f"{name}: 'then' in the checkpoint, 'now' now"):
+        check_settings(str(tmp_path), {"load_best_model_at_end": True, name: "now"}, force=False)
+    (tmp_path / "run_settings.json").write_text(json.dumps({name: "then"}))
+    with nullcontext() if name in SCORING else pytest.raises(InputError):
+        check_settings(str(tmp_path), {name: "now"}, force=False)
 
 
 def test_the_command_that_goes_on_holds_no_token():
@@ -281,3 +305,13 @@ def test_a_checkpoint_that_was_cut_short_is_not_taken(start, tmp_path):
     finish(start(cut, *arguments, "--resume_from_checkpoint", "auto"), cut)
     assert not half.exists()
     assert_same_weights(whole, cut)
+
+
+@pytest.mark.parametrize(("then", "now"), [("auto", "fp32"), ("fp32", "auto")])
+def test_precision_and_attention_are_compared_by_what_they_come_to(tmp_path, then, now):
+    came_to = {"bf16": False, "fp16": False, "attn_implementation": "sdpa"}
+    (tmp_path / "run_settings.json").write_text(json.dumps({"precision": then, "attention": then, **came_to}))
+    check_settings(str(tmp_path), {"precision": now, "attention": now, **came_to}, force=False)
+    for name, value in (("bf16", True), ("attn_implementation", "eager")):
+        with pytest.raises(InputError, match=f"{name}: .* in the checkpoint, {value!r} now"):
+            check_settings(str(tmp_path), {"precision": then, **came_to, name: value}, force=False)
