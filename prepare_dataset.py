@@ -16,7 +16,7 @@ import datasets
 from huggingface_hub import DatasetCard
 
 from modeling_kamim.arguments import PREPARATION_ARGUMENTS
-from modeling_kamim.command_line import parse
+from modeling_kamim.command_line import changed, command, parse
 from modeling_kamim.data import load_source, report_bad_images
 from modeling_kamim.errors import InputError, run
 from modeling_kamim.map_steps import choose_pixel_range
@@ -66,7 +66,10 @@ def main() -> None:
     report_bad_images(bad_images, output_dir, should_save=True)
 
     logger.info("The prepared data set and its card are in %s", output_dir)
-    logger.info("Next: python run_mim.py --dataset_name %s --image_size %d", output_dir, args.image_size)
+    run_settings = changed(args, "image_size", "keypoint_footprint", "crop_min_scale")
+    if args.keypoint_detector[0] != "fast":
+        run_settings["keypoint_detector"] = args.keypoint_detector[0]
+    logger.info("Next: %s", command("python", "run_mim.py", dataset_name=output_dir, **run_settings))
     if publisher is None:
         logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
         return

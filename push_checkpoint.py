@@ -16,6 +16,7 @@ from modeling_kamim.errors import InputError, run
 from modeling_kamim.evaluation.results import checkpoint_rows
 from modeling_kamim.model_card import ask_about_card, complete_card
 from modeling_kamim.publishing import Publisher, PublishError, published_files
+from modeling_kamim.stopping import resume_command
 
 logger = logging.getLogger("push_checkpoint")
 
@@ -40,7 +41,7 @@ def main() -> None:
         logger.info("Publishing %d files (%.1f MB) as %s", len(files), size / 1e6, publisher.repo_id)
         address = publisher.push(files, args.commit_message)
     except PublishError as error:
-        raise InputError(f"not published: {error}. Repeat it: {publisher.command(directory)}") from error
+        raise InputError(f"not published: {error}. Repeat it: {resume_command(checkpoint=None)}") from error
     logger.info("Published: %s", address)
 
 

@@ -28,7 +28,7 @@ from modeling_kamim.arguments import (
 )
 from modeling_kamim.augmentation import ClassificationTransform
 from modeling_kamim.checkpoint_page import CheckpointPage
-from modeling_kamim.command_line import parse
+from modeling_kamim.command_line import changed, command, parse
 from modeling_kamim.data import (
     SampleDataset,
     choose_splits,
@@ -73,6 +73,7 @@ CONFIG_KEYS = (
     "mask_patch_size",
     "mask_ratio",
 )
+SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_split", "image_column", "trust_data_files")
 
 
 def main() -> None:
@@ -212,7 +213,8 @@ def pretrain(
         card = pretraining_card(page.run, config, log, training_args.total_batch_size)
         page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
-        logger.info("Next: python run_classification.py --mode linear_probe --model_name_or_path %s", output_dir)
+        probe = command("python", "run_classification.py", model_name_or_path=output_dir, **changed(data_args, *SOURCE))
+        logger.info("Next: %s", probe)
     if training_args.push_to_hub:
         trainer.push_to_hub()
 

@@ -24,7 +24,7 @@ class CheckpointPage:
     def __init__(self, argument_types: Sequence[type], training_args: TrainingArguments, dataset: str):
         self.args = training_args
         self.output_dir = Path(training_args.output_dir)
-        title = training_args.hub_model_id or self.output_dir.absolute().name
+        title = Path(training_args.hub_model_id or self.output_dir.absolute()).name
         self.run = Run(title, dataset, given_settings(argument_types), training_args.hub_license)
 
     def ask_hub(self, card: ModelCard) -> None:

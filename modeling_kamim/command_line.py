@@ -1,6 +1,7 @@
 """Command line and YAML: the YAML file sets the defaults, the command line wins, unknown keys are errors."""
 
 import argparse
+import dataclasses
 import datetime
 import difflib
 import json
@@ -95,6 +96,17 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
     kept = {key: value for key, value in settings.items() if public[key] == value}
     body = yaml.safe_dump(kept, sort_keys=False) if kept else ""
     return without_tokens(f"# {command}\n{hidden}{body}")
+
+
+def changed(group: Any, *names: str) -> dict[str, Any]:
+    """Of some arguments of a dataclass those that are not its defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(group)}
+    return {name: getattr(group, name) for name in names if getattr(group, name) != defaults[name]}
+
+
+def command(*words: str | Path, **options: Any) -> str:
+    """A command line to be typed in a shell: the program, what stands before its options, and these."""
+    return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
 
 
 def _as_typed(value: Any) -> str:

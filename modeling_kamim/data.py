@@ -25,6 +25,7 @@ from .errors import InputError, first_line
 from .images import UNNAMED, BadImageError, decode_image, printable, read_image
 from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
+from .privacy import public_text
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,8 @@ def loading_reason(error: BaseException) -> str:
         error = error.__cause__
     if isinstance(error, UnicodeEncodeError):
         return f"the name {printable(error.object)} is not UTF-8; rename it (convmv does so for whole folders)"
+    if isinstance(error, ConnectionError):
+        return f"{first_line(error)} ({public_text(datasets.config.HF_ENDPOINT)})"
     return first_line(error)
 
 

@@ -16,7 +16,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViT
 
 from .conversion import check_output_dir, parameter_names, written_whole
 from .errors import InputError
+from .markup import markdown
 from .modeling_kamim import load_whole, loading_failure
+from .privacy import public_name
 from .processor import image_processor
 
 FORMATS = ("timm", "onnx")
@@ -66,7 +68,7 @@ def export_checkpoint(name_or_path: str, output_dir: Path, file_format: str) -> 
         difference = (features - expected).abs().max().item()
         if not difference <= TOLERANCE[file_format] * max(1.0, expected.abs().max().item()):
             raise RuntimeError(f"{file.name} gives other features than {name_or_path}: they differ by {difference:.1e}")
-        text = _readme(name_or_path, output_dir.name, model.config, file_format, usage, difference)
+        text = _readme(name_or_path, model.config, file_format, usage, difference)
         (unfinished / "README.md").write_text(text, encoding="utf-8")
     return Export(output_dir / file.name, usage, difference)
 
@@ -260,7 +262,6 @@ The features are those of `last_hidden_state`; on random pixels they differed by
 
 def _readme(
     name_or_path: str,
-    title: str,
     config: ViTConfig | SwinConfig,
     file_format: str,
     usage: str,
@@ -269,7 +270,7 @@ def _readme(
     height, width = _image_size(config)
     processor = image_processor(height, name_or_path)
     return _README.format(
-        title=title,
+        title=markdown(public_name(name_or_path).removeprefix("local:")),
         file_format={"timm": "timm", "onnx": "ONNX"}[file_format],
         mean=processor.image_mean,
         std=processor.image_std,

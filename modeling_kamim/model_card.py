@@ -14,6 +14,7 @@ from . import __version__
 from .classifier import KamimViTClassifierConfig
 from .errors import InputError
 from .markup import MISSING, markdown, one_line
+from .masking import num_masked_blocks
 from .privacy import HUB_ID, public_name
 
 logger = logging.getLogger(__name__)
@@ -48,11 +49,13 @@ def pretraining_card(
 
     Args:
         config: of the model, with the objective's settings in `config.kamim`.
-        log: `trainer.state.log_history`.
+        log: `trainer.state.log_history`; its largest step is the length of the training.
         batch_size: images per optimiser step over all devices.
     """
     losses = [entry for entry in log if entry.get("loss") is not None]
+    num_steps = max((entry["step"] for entry in log), default=0)
     weighting = config.kamim["weighting"]
+    num_blocks = (config.image_size // config.kamim["mask_patch_size"]) ** 2
     return _card(
         "pretrained.md",
         run,
@@ -60,7 +63,9 @@ def pretraining_card(
         architecture=_architecture(config),
         method={"keypoint": "KAMIM", "none": "SimMIM's objective"}.get(weighting, f"{weighting} weights, a control"),
         image_size=config.image_size,
-        extent=f", for {losses[-1]['step']} steps of {batch_size} images" if losses else "",
+        extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
+        num_blocks=num_blocks,
+        num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
         is_kamim=weighting != "none",
         kamim=config.kamim,
         curves=bool(losses),

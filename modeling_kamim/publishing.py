@@ -19,7 +19,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import InputError, first_line, on_one_line
 from .finite import check_finite_file, json_values
-from .privacy import holds_token, public_settings, without_tokens
+from .privacy import holds_token, public_settings, public_text, without_tokens
 from .run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
@@ -240,7 +240,7 @@ class Publisher:
         text = without_tokens(on_one_line(error))
         if _status(error) in (401, 403):
             return f"the Hub refuses the token for {self.repo_id} (`hf auth login`, or HF_TOKEN): {text}"
-        return text
+        return text if _response(error) is not None else f"{text} ({public_text(self.api.endpoint)})"
 
 
 def _response(error: BaseException) -> Any:

@@ -165,3 +165,9 @@ def test_script(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["export_checkpoint.py", str(vit), str(tmp_path / "out"), "--format", "timm"])
     script.main()
     assert "timm.create_model(" in capsys.readouterr().out
+
+
+def test_the_title_names_the_checkpoint(tmp_path):
+    pytest.importorskip("timm")
+    export = export_checkpoint(str(saved(CONFIGS["vit"], tmp_path / "my_run")), tmp_path / "timm", "timm")
+    assert (export.file.parent / "README.md").read_text().startswith("# my\\_run for timm\n")
