@@ -41,14 +41,14 @@ def main() -> None:
     start = time.perf_counter()
 
     device = choose_device(args.device)
-    encoders, reference = load_encoders(args, device)
+    encoders, references = load_encoders(args, device)
     images, bad = load_analysis_images(args, [encoder.pixel_range for encoder in encoders if encoder.pixel_range])
     report_bad_images(bad, Path(args.output_dir), should_save=True)
     logger.info("%s on %d images", ", ".join(encoder.name for encoder in encoders), len(images))
 
-    sections = AnalysisRun(args, encoders, reference, images).run()
+    sections = AnalysisRun(args, encoders, references, images).run()
     seconds = time.perf_counter() - start
-    write_report(Path(args.output_dir) / "report.md", sections, facts(args, encoders, reference, images, seconds))
+    write_report(Path(args.output_dir) / "report.md", sections, facts(args, encoders, references, images, seconds))
     logger.info("report.md, figures and tables are in %s (%.0f s)", args.output_dir, seconds)
 
 
@@ -68,26 +68,34 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def load_encoders(args: AnalysisArguments, device: torch.device) -> tuple[list[Encoder], Encoder | None]:
-    """The models that are named, in their order, and random weights as a reference where they are not among them."""
+def load_encoders(args: AnalysisArguments, device: torch.device) -> tuple[list[Encoder], dict[str, Encoder]]:
+    """The models that are named, in their order, and from their names to random weights of their architectures."""
     named = args.named_models()
     loaded = {name: load_encoder(name, path, device) for name, path in named.items() if path is not None}
-    random = None
-    if RANDOM in named or args.random_reference:
-        random = random_encoder(RANDOM, next(iter(loaded.values())), args.seed)
-    if RANDOM in named and random is not None:
-        loaded[RANDOM] = random
-    return [loaded[name] for name in named], None if RANDOM in named else random
+    random: dict[str, Encoder] = {}  # from an architecture
+    for name, encoder in loaded.items() if RANDOM in named or args.random_reference else ():
+        if encoder.architecture not in random:
+            title = f"{RANDOM} ({name})" if random else RANDOM
+            random[encoder.architecture] = random_encoder(title, encoder, args.seed)
+    references = {name: random[loaded[name].architecture] for name in loaded} if args.random_reference else {}
+    if RANDOM in named:
+        loaded[RANDOM] = next(iter(random.values()))
+    return [loaded[name] for name in named], references
 
 
 def facts(
-    args: AnalysisArguments, encoders: list[Encoder], reference: Encoder | None, images: AnalysisImages, seconds: float
+    args: AnalysisArguments,
+    encoders: list[Encoder],
+    references: dict[str, Encoder],
+    images: AnalysisImages,
+    seconds: float,
 ) -> list[str]:
     """What the report says first: models, images, time; without local paths."""
     models = [f"{encoder.name} ({describe(encoder)})" for encoder in encoders]
     lines = [f"Models: {'; '.join(models)}."]
-    if reference is not None:
-        lines.append(f"Reference: random weights of {encoders[0].name}'s architecture (seed {args.seed}).")
+    for reference in dict.fromkeys(references.values()):
+        alike = ", ".join(name for name, random in references.items() if random is reference)
+        lines.append(f"Reference {reference.name}: random weights of the architecture of {alike} (seed {args.seed}).")
     data = EMBEDDED_PHOTOGRAPHS if args.dataset_name is None else public_name(args.dataset_name)
     lines.append(f"Images: {len(images)} of {data}, split {images.split}, drawn with seed {args.seed}.")
     threads = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
@@ -11,7 +12,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import PowerNorm
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -26,6 +28,7 @@ NAMED_CLASSES = 30
 # Distinct for the colour-blind (Okabe and Ito), without the yellow that white paper swallows
 LINE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+WEIGHT_TICKS = (1, 2, 5, 10, 20, 50, 100, 1000, 10000)
 COLUMNS = ("original", "masked", "reconstruction", "weights")
 
 
@@ -85,11 +88,24 @@ def reconstruction_figure(
             if row == 0:
                 axis.set_title(title)
             if title == "weights":
-                shown = axis.imshow(images[row], cmap="magma", vmin=1.0, vmax=max(1.01, float(images.max())))
+                shown = axis.imshow(images[row], cmap="magma", norm=weight_norm(images))
             else:
                 axis.imshow(images[row])
-    figure.colorbar(shown, ax=axes[:, -1].tolist(), shrink=0.6, label="W")
+    label_weights(figure.colorbar(shown, ax=axes[:, -1].tolist(), shrink=0.6, label="W").ax)
     return figure
+
+
+def weight_norm(*weights: np.ndarray) -> LogNorm:
+    """The scale of keypoint weights, logarithmic from 1 to the largest of some."""
+    return LogNorm(1.0, max(1.01, *(float(part.max()) for part in weights)))
+
+
+def label_weights(axis: Axes) -> None:
+    """Ticks of a vertical logarithmic axis of weights, such as that of a colour bar of `weight_norm`."""
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in WEIGHT_TICKS if low * 0.999 <= tick <= high * 1.001]
+    axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
 
 
 def comparison_figure(
@@ -140,7 +156,9 @@ def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.nda
     return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
 
 
-def confusion_figure(confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str]) -> Figure:
+def confusion_figure(
+    confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], title: str = ""
+) -> Figure:
     """Heat map of where the images of each class go.
 
     Every row sums to 1; the colours follow the square root, so that rare confusions show; the rows of classes without
@@ -149,6 +167,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]] | np.ndarray, class_name
     Args:
         confusion: `(num_classes, num_classes)`, images of the row's class that were taken for the column's.
         class_names: written at the axes for at most 30 classes, else the axes show class numbers.
+        title: which classifier it is of.
     """
     counts = np.asarray(confusion, float)
     with np.errstate(invalid="ignore"):
@@ -168,7 +187,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]] | np.ndarray, class_name
     else:
         for ticks in (axis.xaxis, axis.yaxis):
             ticks.set_major_locator(MaxNLocator(8, integer=True))
-    axis.set(xlabel="predicted class", ylabel="class")
+    axis.set(xlabel="predicted class", ylabel="class", title=plot_text(title))
     figure.colorbar(shown, ax=axis, shrink=0.8, label="share of the class's images", format=PercentFormatter(1.0))
     return figure
 
@@ -203,13 +222,14 @@ def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], ch
 
 
 def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
-    """Curves of a training by step: a panel each for losses, learning rate, and accuracies of the online probe.
+    """Curves of a training by step: a panel each for loss, masked L1, learning rate, and top-1 while it trains.
 
     Args:
         log: `trainer.state.log_history`; a panel without entries is left out.
     """
     panels = {
-        "loss": {"loss": "loss", "masked_l1": "masked L1, unweighted", "eval_loss": "loss, validation"},
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "masked L1, unweighted": {"masked_l1": "training", "eval_masked_l1": "validation"},
         "learning rate": {"learning_rate": "learning rate"},
         "top-1 accuracy": {"probe_top1": "linear probe", "knn_top1": "nearest neighbours", "eval_top1": "validation"},
     }
@@ -222,8 +242,10 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
         for title, keys in panels.items()
     }
     series = {title: curves for title, curves in series.items() if curves}
-    figure = Figure(figsize=(4.6 * max(1, len(series)), 3.4), layout="constrained")
-    axes = figure.subplots(1, max(1, len(series)), squeeze=False)[0]
+    num_rows = 2 if len(series) > 3 else 1
+    num_columns = max(1, math.ceil(len(series) / num_rows))
+    figure = Figure(figsize=(4.6 * num_columns, 3.4 * num_rows), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
     for axis, (title, curves) in zip(axes, series.items(), strict=False):
         for (label, points), colour in zip(curves.items(), LINE_COLOURS, strict=False):
             marker = "o" if len(points) < 15 else None

@@ -117,14 +117,18 @@ def test_every_table_and_figure_of_models_of_other_sizes(monkeypatch, tmp_path, 
             assert len(np.unique(np.asarray(picture.convert("L")))) > 5, name
 
     everyone = {"small", "large", "swin", "random"}
-    for name in ("attention_distance", "nmi", "fourier", "cka", "rank", "tokens_tsne", "tokens_pca_many"):
+    references = {"random (large)", "random (swin)"}  # of their own architectures
+    for name in ("attention_distance", "nmi", "fourier", "cka", "rank"):
+        assert {row["model"] for row in read(tmp_path / f"{name}.csv")} == everyone | references, name
+    for name in ("tokens_tsne", "tokens_pca_many"):
         assert {row["model"] for row in read(tmp_path / f"{name}.csv")} == everyone, name
     # Swin's 2 windows a side have no maps over the image
     assert {row["model"] for row in read(tmp_path / "attention_maps.csv")} == everyone - {"swin"}
     assert {row["model"] for row in read(tmp_path / "loss_share.csv")} == {"small", "large", "swin"}
     distances = read(tmp_path / "attention_distance.csv")
     sizes = {row["model"]: (row["image_size"], row["token_size"]) for row in distances if row["layer"] == "1"}
-    assert sizes == {"small": ("32", "8"), "large": ("64", "16"), "swin": ("64", "4"), "random": ("32", "8")}
+    for name, size in {"small": ("32", "8"), "large": ("64", "16"), "swin": ("64", "4")}.items():
+        assert sizes[name] == sizes["random" if name == "small" else f"random ({name})"] == size
     assert all(row["num_images"] == "20" for row in distances)
     report = (tmp_path / "report.md").read_text()
     assert "Refused: swin: its last layer attends within 4 windows of 4 x 4 tokens" in report

@@ -81,7 +81,7 @@ def test_names_in_every_picture_of_the_analyses(name):
         for other_layer in (1, "final")
     ]
     shares = [
-        {"model": model, "loss_weighting": weighting, "quantile": quantile, "share": 0.1, "std": 0.0}
+        {"model": model, "loss_weighting": weighting, "quantile": quantile, "share": 0.1, "std": 0, "mean_weight": 2}
         for model in (name, "b")
         for weighting in ("none", "keypoint")
         for quantile in (1, 2)

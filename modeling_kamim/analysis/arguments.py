@@ -61,7 +61,7 @@ class AnalysisArguments:
     batch_size: int = field(default=16, metadata={"help": "Images at a time; the numbers do not depend on it."})
     random_reference: bool = field(
         default=True,
-        metadata={"help": "Random weights of the first model's architecture as a reference line."},
+        metadata={"help": "Random weights of each model's architecture as reference lines."},
     )
     formats: list[str] = field(
         default_factory=lambda: ["png", "pdf"], metadata={"help": "File formats of the figures: png, pdf, svg."}

@@ -1,5 +1,6 @@
 """Encoders under analysis: tokens of every layer, attention maps, and tokens around self-attention, from pixels."""
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,10 @@ from ..processor import image_processor, pixel_range_of
 from ..transforms import channels_first
 from ..views import View
 from .attention import patch_attention
+
+_NOT_ARCHITECTURE = frozenset(
+    ("_name_or_path", "architectures", "transformers_version", "dtype", "kamim", "id2label", "label2id", "problem_type")
+)
 
 
 class AnalysisRefused(Exception):
@@ -110,6 +115,12 @@ class Encoder:
     def config(self) -> Any:
         """Of the encoder."""
         return self.model.config
+
+    @property
+    def architecture(self) -> str:
+        """Equal for encoders that differ in nothing but their weights."""
+        config = {key: value for key, value in self.config.to_dict().items() if key not in _NOT_ARCHITECTURE}
+        return json.dumps([config, self.image_size, self.mean, self.std], sort_keys=True, default=str)
 
     @property
     def has_windows(self) -> bool:

@@ -12,13 +12,13 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ..figures import LINE_COLOURS, MARKERS
+from ..figures import LINE_COLOURS, MARKERS, label_weights, weight_norm
 from ..markup import plot_text
 from .attention import COLLAPSED_NMI
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
@@ -31,20 +31,30 @@ UNIFORM: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0
 _CENTRED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
 # for points: without the black that stands for centroids
 POINT_COLOURS = LINE_COLOURS[:6]
+NO_REFERENCES: Mapping[str, str] = {}
 BEFORE, AFTER = "#0072B2", "#E69F00"
 _MAX_COLUMNS = 4
 
 
-def _styles(names: Sequence[str], reference: str | None) -> dict[str, dict[str, Any]]:
+def _styles(names: Sequence[str], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """How the line of each model is drawn: references are dotted and gray, and differ in their markers."""
     styles = zip(cycle(LINE_COLOURS), cycle(MARKERS), strict=False)
+    markers = cycle("x+12")
     chosen = {}
     for name in names:
-        if name == reference:
-            chosen[name] = dict(REFERENCE)
+        if name in references.values():
+            chosen[name] = REFERENCE | {"marker": next(markers)}
         else:
             colour, marker = next(styles)
             chosen[name] = {"color": colour, "marker": marker, "markersize": 4.5}
     return chosen
+
+
+def _line_label(name: str, references: Mapping[str, str]) -> str:
+    if name not in references.values():
+        return _short(name)
+    models = [model for model, reference in references.items() if reference == name]
+    return "random weights" + (f" ({_short(', '.join(models), 30)})" if len(set(references.values())) > 1 else "")
 
 
 def _models(rows: Sequence[Row]) -> list[str]:
@@ -71,14 +81,14 @@ def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Fig
     return figure, axes[:count]
 
 
-def attention_distance_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
+def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
     """Attention distance by layer: a panel for each model, its heads, their mean, uniform attention, random weights.
 
     Args:
         rows: of `AttentionMeasure.distance_rows`, of all models.
-        reference: the model that is drawn as a reference line in every panel.
+        references: from a model's name to that of the random weights of its architecture, drawn in its panel.
     """
-    shown = [name for name in _models(rows) if name != reference]
+    shown = [name for name in _models(rows) if name not in references.values()]
     figure, axes = _panels(len(shown), 3.1, 3.2, sharey=True)
     for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
         heads = [row for row in rows if row["model"] == name and row["head"] != "mean"]
@@ -90,7 +100,7 @@ def attention_distance_figure(rows: Sequence[Row], reference: str | None = None)
         axis.fill_between(layers, mean - std, mean + std, color=LINE_COLOURS[0], alpha=0.2, linewidth=0)
         axis.plot(layers, mean, color=LINE_COLOURS[0], marker="o", markersize=4, label="mean of heads ± SD over images")
         axis.plot(*_series(rows, "layer", "uniform_distance", model=name, head="mean"), **UNIFORM, label="uniform")
-        random = _series(rows, "layer", "distance", model=reference, head="mean")
+        random = _series(rows, "layer", "distance", model=references.get(name), head="mean")
         if random[0]:
             axis.plot(*random, **REFERENCE, label="random weights")
         size = next(row["image_size"] for row in heads)
@@ -104,21 +114,21 @@ def attention_distance_figure(rows: Sequence[Row], reference: str | None = None)
     return figure
 
 
-def nmi_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
+def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
     """Normalised mutual information by layer, a line for each model with its deviation over images.
 
     Args:
         rows: of `AttentionMeasure.nmi_rows`, of all models.
-        reference: the model that is drawn as a reference line.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
     names = _models(rows)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for name, style in _styles(names, reference).items():
+    for name, style in _styles(names, references).items():
         layers, mean = _series(rows, "layer", "nmi", model=name, head="mean")
         std = _series(rows, "layer", "std", model=name, head="mean")[1]
         axis.fill_between(layers, (mean - std).clip(0), mean + std, color=style["color"], alpha=0.18, linewidth=0)
-        axis.plot(layers, mean, **style, label="random weights" if name == reference else _short(name))
+        axis.plot(layers, mean, **style, label=_line_label(name, references))
     axis.axhline(0.0, **UNIFORM, label="uniform attention (0)")
     axis.axhline(COLLAPSED_NMI, color="0.6", linestyle="-.", linewidth=0.9, label=f"collapse, below {COLLAPSED_NMI:g}")
     axis.set_yscale("symlog", linthresh=1e-3, linscale=0.6)
@@ -131,18 +141,18 @@ def nmi_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
     return figure
 
 
-def fourier_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
+def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
     """Relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
 
     Args:
         rows: of `FourierMeasure.rows`, of all models.
-        reference: the model that is drawn as a reference line.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
     names = _models(rows)
     figure, axes = _panels(1 + len(names), 3.2, 3.3)
-    for name, style in _styles(names, reference).items():
+    for name, style in _styles(names, references).items():
         layers, values = _at_highest_frequency(rows, name)
-        axes[0].plot(layers, values, **style, label=_short(name))
+        axes[0].plot(layers, values, **style, label=_line_label(name, references))
     axes[0].set(title="highest frequency", xlabel="layer", ylabel="Δ log amplitude")
     axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[0].legend(frameon=False, fontsize="small")
@@ -195,15 +205,17 @@ def _layer_label(layer: int | str) -> str:
 
 
 def _sparse(count: int) -> list[int]:
-    return list(range(0, count - 1, max(1, round(count / 6)))) if count > 8 else list(range(count))
+    """Places of about six of many labels, the first and the last among them."""
+    step = round(count / 6) if count > 8 else 1
+    return [*range(0, count - step, step), count - 1]
 
 
-def rank_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
+def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
     """RankMe by layer, of the images' mean tokens and of all tokens.
 
     Args:
         rows: of `RankMeasure.rows`, of all models.
-        reference: the model that is drawn as a reference line.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
     names = _models(rows)
     layers = list(dict.fromkeys(row["layer"] for row in rows))
@@ -212,13 +224,12 @@ def rank_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
     figure, axes = _panels(2, 4.2, 3.4)
     titles = {"images": "mean patch token of an image", "tokens": "patch tokens"}
     for axis, (features, title) in zip(axes, titles.items(), strict=True):
-        for name, style in _styles(names, reference).items():
+        for name, style in _styles(names, references).items():
             found, values = _series(rows, "layer", "rankme", model=name, features=features)
-            label = "random weights" if name == reference else _short(name)
-            axis.plot([place[layer] for layer in found], values, **style, label=label)
+            axis.plot([place[layer] for layer in found], values, **style, label=_line_label(name, references))
             centred = _series(rows, "layer", "rankme_centred", model=name, features=features)[1]
             axis.plot([place[layer] for layer in found], centred, color=style["color"], **_CENTRED)
-        ticks = [*_sparse(len(layers)), len(layers) - 1]
+        ticks = _sparse(len(layers))
         axis.set_xticks(ticks, [_layer_label(layers[tick]) for tick in ticks])
         axis.set(title=title, xlabel="layer (LN: behind the last LayerNorm)")
         axis.set_ylim(bottom=0)
@@ -236,17 +247,19 @@ def rank_figure(rows: Sequence[Row], reference: str | None = None) -> Figure:
 
 
 def loss_share_figure(rows: Sequence[Row]) -> Figure:
-    """Share of the masked loss by decile of the weights, a bar for each model; without and with the weights.
+    """Share of the masked loss by decile of the weights, without and with them, and the weights of the deciles.
+
+    A bar for each model; weights are on a logarithmic scale.
 
     Args:
         rows: of `LossShareMeasure.rows`, of all models.
     """
     names = _models(rows)
-    figure, axes = _panels(2, 4.4, 3.4)
+    figure, axes = _panels(3, 4.0, 3.4)
     width = 0.8 / len(names)
     titles = {"none": "loss without weights (SimMIM)", "keypoint": "loss with keypoint weights (KAMIM)"}
     hatches = ("", "//", "..", "xx", "\\\\")
-    for axis, (weighting, title) in zip(axes, titles.items(), strict=True):
+    for axis, (weighting, title) in zip(axes[:2], titles.items(), strict=True):
         for place, name in enumerate(names):
             quantiles, shares = _series(rows, "quantile", "share", model=name, loss_weighting=weighting)
             std = _series(rows, "quantile", "std", model=name, loss_weighting=weighting)[1]
@@ -268,6 +281,12 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("share of the masked loss (± SD)")
+    for name, style in _styles(names, NO_REFERENCES).items():
+        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **style)
+    axes[2].set(title="weights", xlabel="decile of the masked cells by weight", ylabel="mean W", yscale="log")
+    axes[2].set_xticks(quantiles)
+    label_weights(axes[2])
+    axes[2].grid(color="0.92")
     handles, labels = axes[0].get_legend_handles_labels()
     equal = Line2D([], [], **UNIFORM)
     figure.legend([*handles, equal], [*labels, "equal shares"], loc="outside lower center", ncols=4, frameon=False)
@@ -373,13 +392,13 @@ def _name_row(axis: Axes, name: str) -> None:
     axis.set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
 
 
-def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str) -> None:
-    """A colour bar right of the axes from `first` (top) to `last` (bottom)."""
+def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str) -> Axes:
+    """The axis of a colour bar right of the axes from `first` (top) to `last` (bottom)."""
     top, bottom = first.get_position(), last.get_position()
     width = figure.get_figwidth()
     height = top.y1 - bottom.y0
     box = (top.x1 + 0.1 / width, bottom.y0 + 0.05 * height, 0.12 / width, 0.9 * height)
-    figure.colorbar(shown, cax=figure.add_axes(box), label=label)
+    return figure.colorbar(shown, cax=figure.add_axes(box), label=label).ax
 
 
 def attention_maps_figure(images: Sequence[np.ndarray], maps: Sequence[AttentionMaps]) -> Figure:
@@ -424,20 +443,12 @@ def reconstructions_figure(parts: Sequence[Reconstructions]) -> Figure:
         rows.append((part.model, part.filled))
     rows.append(("weights W", parts[0].weights))
     figure, axes = _image_grid([name for name, _ in rows], len(parts[0].originals))
-    norm = LogNorm(1.0, max(1.01, float(parts[0].weights.max())))
+    norm = weight_norm(parts[0].weights)
     for row, (_, images) in zip(axes, rows, strict=True):
         for axis, image in zip(row, images, strict=True):
             shown = axis.imshow(image, cmap="magma", norm=norm) if image.ndim == 2 else axis.imshow(image)
-    _weight_bar(figure, shown, axes[-1][-1], norm)
+    label_weights(_bar_beside(figure, shown, axes[-1][-1], axes[-1][-1], "W"))
     return figure
-
-
-def _weight_bar(figure: Figure, shown: Any, axis: Axes, norm: LogNorm, first: Axes | None = None) -> None:
-    _bar_beside(figure, shown, first or axis, axis, "W")
-    bar = figure.axes[-1]
-    ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 1000, 10000) if tick <= (norm.vmax or 1) * 1.001]
-    bar.set_yticks(ticks, list(map(str, ticks)))
-    bar.minorticks_off()
 
 
 def keypoints_figure(
@@ -479,12 +490,12 @@ def weight_grid_figure(image: np.ndarray, grid: Mapping[tuple[int, float], np.nd
     temperatures = list(dict.fromkeys(temperature for _, temperature in grid))
     names = [f"cells of {cell_size} px" for cell_size in cell_sizes]
     figure, axes = _image_grid(names, len(temperatures) + 1, titles=True)
-    norm = LogNorm(1.0, max(1.01, max(float(weights.max()) for weights in grid.values())))
+    norm = weight_norm(*grid.values())
     for row, cell_size in zip(axes, cell_sizes, strict=True):
         row[0].imshow(image)
         for axis, temperature in zip(row[1:], temperatures, strict=True):
             shown = axis.imshow(grid[cell_size, temperature], cmap="magma", norm=norm)
     for axis, temperature in zip(axes[0][1:], temperatures, strict=True):
         axis.set_title(f"T = {temperature:g}", fontsize="medium")
-    _weight_bar(figure, shown, axes[-1][-1], norm, axes[0][-1])
+    label_weights(_bar_beside(figure, shown, axes[0][-1], axes[-1][-1], "W"))
     return figure

@@ -1,7 +1,7 @@
 """All analyses of a run: the numbers in one pass over the images, then the pictures of single images."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from ..figures import save_figure
 from ..keypoints import DETECTORS, KeypointDetector
 from ..weighting import cell_density
 from . import figures, report
-from .arguments import ANALYSES, RANDOM, AnalysisArguments
+from .arguments import ANALYSES, AnalysisArguments
 from .encoders import AnalysisRefused, Encoder
 from .images import AnalysisImages
 from .keypoint_view import CELL_SIZES, TEMPERATURES, keypoint_positions, weight_grid
@@ -56,20 +56,25 @@ class AnalysisRun:
     Args:
         args: of the command line.
         encoders: shown in every figure, in this order.
-        reference: random weights, shown where a reference line is; None for none, or if it is among the encoders.
+        references: from the name of an encoder to random weights of its architecture, shown where a reference line is;
+            they may be among the encoders.
         images: to look at.
     """
 
     def __init__(
-        self, args: AnalysisArguments, encoders: Sequence[Encoder], reference: Encoder | None, images: AnalysisImages
+        self,
+        args: AnalysisArguments,
+        encoders: Sequence[Encoder],
+        references: Mapping[str, Encoder],
+        images: AnalysisImages,
     ):
-        self.args, self.encoders, self.reference, self.images = args, list(encoders), reference, images
+        self.args, self.encoders, self.images = args, list(encoders), images
+        self.references = {name: reference.name for name, reference in references.items()}
+        self.everyone = list({encoder.name: encoder for encoder in (*encoders, *references.values())}.values())
         self.output_dir = Path(args.output_dir)
         self.settings = KeypointSettings(encoders)
         self.sections = {name: Section() for name in ANALYSES if name in args.analyses}
         self._reconstructors: dict[str, Reconstructor | AnalysisRefused] = {}
-        named = [*encoders, *([reference] if reference else [])]
-        self._reference_line = RANDOM if any(encoder.name == RANDOM for encoder in named) else None
 
     def run(self) -> dict[str, Section]:
         """Do all analyses, and write their figures and tables into the output directory."""
@@ -91,7 +96,7 @@ class AnalysisRun:
     # Numbers, over all images
 
     def _stream(self) -> None:
-        everyone = [*self.encoders, *([self.reference] if self.reference else [])]
+        everyone = self.everyone
         attention = {e.name: AttentionMeasure(e) for e in everyone} if "attention" in self.sections else {}
         fourier = {e.name: FourierMeasure(e) for e in everyone} if "fourier" in self.sections else {}
         rank = {e.name: RankMeasure(e) for e in everyone} if "rank" in self.sections else {}
@@ -169,13 +174,13 @@ class AnalysisRun:
     def _write_attention(self, measures: Sequence[AttentionMeasure]) -> None:
         distances = [row for measure in measures for row in measure.distance_rows()]
         nmis = [row for measure in measures for row in measure.nmi_rows()]
-        if any(row["model"] != self._reference_line for row in distances):
+        if any(row["model"] not in self.references.values() for row in distances):
             section = self.sections["attention"]
             self._table(section, "attention_distance", distances)
             self._table(section, "nmi", nmis)
-            draw = partial(figures.attention_distance_figure, distances, self._reference_line)
+            draw = partial(figures.attention_distance_figure, distances, self.references)
             self._figure(section, "attention_distance", draw, "attention distance by layer and head")
-            self._figure(section, "nmi", partial(figures.nmi_figure, nmis, self._reference_line), "NMI by layer")
+            self._figure(section, "nmi", partial(figures.nmi_figure, nmis, self.references), "NMI by layer")
             section.sentences += report.attention_sentences(distances, nmis)
 
     def _write_fourier(self, measures: Sequence[FourierMeasure]) -> None:
@@ -183,7 +188,7 @@ class AnalysisRun:
         if rows:
             section = self.sections["fourier"]
             self._table(section, "fourier", rows)
-            draw = partial(figures.fourier_figure, rows, self._reference_line)
+            draw = partial(figures.fourier_figure, rows, self.references)
             self._figure(section, "fourier", draw, "relative log amplitude by layer and frequency")
             section.sentences += report.fourier_sentences(rows)
 
@@ -199,7 +204,7 @@ class AnalysisRun:
         if rows:
             section = self.sections["rank"]
             self._table(section, "rank", rows)
-            draw = partial(figures.rank_figure, rows, self._reference_line)
+            draw = partial(figures.rank_figure, rows, self.references)
             self._figure(section, "rank", draw, "effective rank by layer")
             section.sentences += report.rank_sentences(rows)
 

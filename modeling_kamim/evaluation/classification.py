@@ -326,7 +326,8 @@ class Evaluation:
         rows = [row if row is best else {**row, "confusion": None} for row in rows]  # 1,000 classes are megabytes
         results = {**shared, **rows[0]} if len(rows) == 1 else {**shared, "rows": rows}
         write_results(output_dir / "results.json", results)
-        confusion = partial(confusion_figure, best["confusion"], self.images.classes.names)
+        title = f"{best['protocol']}, layer {best['layer']}, top-1 {best['top1']:.1%}"
+        confusion = partial(confusion_figure, best["confusion"], self.images.classes.names, title)
         save_figure(confusion, output_dir / "confusion.png")
         if self.trainer is not None and len(rows) == 1:
             card = self.card(AutoConfig.from_pretrained(output_dir))
