@@ -43,6 +43,7 @@ from modeling_kamim.errors import run
 from modeling_kamim.evaluation.online_probe import OnlineProbe
 from modeling_kamim.evaluation.results import checkpoint_rows
 from modeling_kamim.figures import curves_figure, reconstruction_figure, save_figure
+from modeling_kamim.forecast import tell_duration
 from modeling_kamim.keypoint_share import NUM_DETECTED, check_samples
 from modeling_kamim.map_steps import choose_pixel_range, prepare_images
 from modeling_kamim.model_card import pretraining_card
@@ -52,7 +53,7 @@ from modeling_kamim.processes import check_launch
 from modeling_kamim.processor import image_processor, keep_pixel_range, pixel_range_of
 from modeling_kamim.recipe_checks import check_evaluation, check_steps
 from modeling_kamim.resume import find_checkpoint, run_settings
-from modeling_kamim.run_directory import claimed
+from modeling_kamim.run_directory import claimed, step_of
 from modeling_kamim.stream_reader import take_rows
 from modeling_kamim.streaming import SampleStream, StreamTrainer, list_bad_images, open_stream
 from modeling_kamim.trainer import MaskedImageTrainer
@@ -172,6 +173,7 @@ def pretrain(
 
     # Training
     describe_run(kamim_args, training_args, model, num_images)
+    tell_duration(model, training_args, num_images, step_of(Path(checkpoint)) if checkpoint else 0)
     trainer = (StreamTrainer if stream else MaskedImageTrainer)(
         model=model,
         args=training_args,

@@ -47,18 +47,28 @@ def check_steps(args: TrainingArguments, num_images: int) -> None:
         InputError: if there are fewer images than `dataloader_drop_last` leaves a batch of, or more steps of warm-up
             than steps.
     """
-    at_a_time = args.train_batch_size * args.world_size
-    count = math.floor if args.dataloader_drop_last else math.ceil
-    batches = count(num_images / at_a_time)
-    if batches == 0:
+    if _num_batches(args, num_images) == 0:
+        at_a_time = args.train_batch_size * args.world_size
         raise InputError(
             f"there are {num_images} training images, fewer than the {at_a_time} of a batch "
             f"(per_device_train_batch_size {args.per_device_train_batch_size} on {args.world_size} process(es)), and "
             "incomplete batches are dropped: nothing would be trained; give a smaller per_device_train_batch_size"
         )
     if args.max_steps < 1:
-        steps_per_epoch = math.ceil(batches / args.gradient_accumulation_steps)
-        _check_warmup(args, math.ceil(args.num_train_epochs * steps_per_epoch))
+        _check_warmup(args, num_steps(args, num_images))
+
+
+def num_steps(args: TrainingArguments, num_images: int) -> int:
+    """Optimiser steps of a training on so many images."""
+    if args.max_steps > 0:
+        return args.max_steps
+    steps_per_epoch = math.ceil(_num_batches(args, num_images) / args.gradient_accumulation_steps)
+    return math.ceil(args.num_train_epochs * steps_per_epoch)
+
+
+def _num_batches(args: TrainingArguments, num_images: int) -> int:
+    batches = num_images / (args.train_batch_size * args.world_size)
+    return math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
 
 
 def check_evaluation(args: TrainingArguments, has_validation: bool) -> None:
