@@ -249,13 +249,16 @@ def test_label_column_is_found(features, expected):
     assert find_label_column(empty(**features), next(iter(features))) == next(iter(features))
 
 
-@pytest.mark.parametrize(
-    "features", [{"image": IMAGE, "one": CLASSES, "two": CLASSES}, {"image": IMAGE, "id": NUMBER}, {"image": IMAGE}]
-)
+@pytest.mark.parametrize("features", [{"image": IMAGE, "one": CLASSES, "two": CLASSES}, {"image": IMAGE, "id": NUMBER}])
 def test_unclear_label_columns_are_listed(features):
     with pytest.raises(InputError, match="--label_column") as error:
         find_label_column(empty(**features))
     assert all(name in str(error.value) for name in features)
+
+
+def test_images_alone_have_no_labels():
+    with pytest.raises(InputError, match="no labels .columns: image.* folder of its own"):
+        find_label_column(empty(image=IMAGE))
 
 
 def test_absent_columns_are_refused():

@@ -87,3 +87,12 @@ def test_all_orders_are_equally_likely():
     counts = Counter(tuple(random_order(4, generator)) for _ in range(draws))
     assert len(counts) == 24
     assert max(abs(count / draws - 1 / 24) for count in counts.values()) < 5 * (1 / 24 / draws) ** 0.5
+
+
+def test_orders_are_equally_likely():
+    """Half of all pairs are in reverse; with ties, which stay in order, it would be less."""
+    count, trials, rng = 256, 2000, Random(0)
+    orders = np.stack([random_order(count, rng) for _ in range(trials)]).astype(np.int16)
+    reversed_pairs = sum((orders[:, [place]] > orders[:, place + 1 :]).sum() for place in range(count))
+    share = reversed_pairs / (trials * count * (count - 1) / 2)
+    assert abs(share - 0.5) < 0.0019 / 2  # of 8-bit numbers one pair in 256 would tie: 0.498

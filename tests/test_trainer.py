@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from random import Random
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,7 +17,8 @@ from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.density import DensityDetector
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.processor import image_processor
-from modeling_kamim.trainer import MaskedImageTrainer
+from modeling_kamim.run_directory import begin_run, sign
+from modeling_kamim.trainer import ClassificationTrainer, MaskedImageTrainer, PixelTrainer
 from modeling_kamim.transforms import MaskedImageTransform
 from modeling_kamim.views import RandomView
 from modeling_kamim.weighting import WEIGHTINGS, CellWeighting, cell_density
@@ -236,3 +238,29 @@ def test_every_weighting_trains(tiny_vit_config, tmp_path, rows, name, transform
     assert curve(trainer, "loss") == pytest.approx([outputs.loss.item()], rel=1e-4)
     assert curve(trainer, "masked_l1") == pytest.approx([outputs.masked_l1.item()], rel=1e-4)
     assert outputs.loss > outputs.masked_l1
+
+
+def test_labels_are_smoothed_in_training_alone():
+    class Model(torch.nn.Module):
+        def forward(self, pixel_values):
+            return {"logits": pixel_values}
+
+    inputs = {"pixel_values": torch.randn(8, 5), "labels": torch.arange(8) % 5}
+    trainer = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=0.3))
+    for model, smoothing in ((Model().train(), 0.3), (Model().eval(), 0.0)):
+        expected = torch.nn.functional.cross_entropy(*inputs.values(), label_smoothing=smoothing)
+        torch.testing.assert_close(ClassificationTrainer.compute_loss(trainer, model, inputs), expected)
+
+
+@pytest.mark.parametrize(
+    ("limit", "best", "kept"), [(2, 1, {1, 4}), (2, 4, {3, 4}), (1, 2, {2, 4}), (3, 1, {1, 3, 4}), (0, 1, {1, 2, 3, 4})]
+)
+def test_the_best_checkpoint_is_kept(tmp_path, limit, best, kept):
+    begin_run(tmp_path)
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        sign(tmp_path, tmp_path / f"checkpoint-{step}")
+    state = SimpleNamespace(global_step=4, best_model_checkpoint=str(tmp_path / f"checkpoint-{best}"))
+    trainer = SimpleNamespace(args=SimpleNamespace(save_total_limit=limit), state=state)
+    PixelTrainer._rotate_checkpoints(trainer, tmp_path)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in kept}
