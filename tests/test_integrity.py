@@ -31,6 +31,8 @@ NOT_READ = {"classifier.py"}  # for resuming
 
 
 class Arguments:
+    save_only_model = False
+
     def __init__(self, output_dir, wanted):
         self.output_dir, self.resume_from_checkpoint = str(output_dir), wanted
 
