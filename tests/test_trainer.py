@@ -264,3 +264,16 @@ def test_the_best_checkpoint_is_kept(tmp_path, limit, best, kept):
     trainer = SimpleNamespace(args=SimpleNamespace(save_total_limit=limit), state=state)
     PixelTrainer._rotate_checkpoints(trainer, tmp_path)
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in kept}
+
+
+def test_every_epoch_draws_its_own_samples(tmp_path):
+    class Recorder(Samples):
+        epochs = []
+
+        def draw_for_epoch(self, epoch):
+            self.epochs.append(epoch)
+
+    samples = Recorder()
+    config = tiny_vit(patch_size=16, encoder_stride=16)
+    build_trainer(config, tmp_path, train_dataset=samples, max_steps=-1, num_train_epochs=3).train()
+    assert samples.epochs == [0, 1, 2]
