@@ -14,6 +14,7 @@ from tiny_models import tiny_vit
 from transformers import TrainingArguments
 
 from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.data import SampleDataset
 from modeling_kamim.density import DensityDetector
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.processor import image_processor
@@ -266,14 +267,13 @@ def test_the_best_checkpoint_is_kept(tmp_path, limit, best, kept):
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in kept}
 
 
-def test_every_epoch_draws_its_own_samples(tmp_path):
-    class Recorder(Samples):
+def test_every_epoch_draws_its_own_samples(tmp_path, tiny_vit_config):
+    class Recorder(Samples, SampleDataset):
         epochs = []
 
         def draw_for_epoch(self, epoch):
             self.epochs.append(epoch)
 
     samples = Recorder()
-    config = tiny_vit(patch_size=16, encoder_stride=16)
-    build_trainer(config, tmp_path, train_dataset=samples, max_steps=-1, num_train_epochs=3).train()
+    build_trainer(tiny_vit_config, tmp_path, train_dataset=samples, max_steps=-1, num_train_epochs=3).train()
     assert samples.epochs == [0, 1, 2]
