@@ -267,13 +267,23 @@ def test_the_best_checkpoint_is_kept(tmp_path, limit, best, kept):
     assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in kept}
 
 
+class Recorder(SampleDataset):
+    """Samples that do not depend on the epoch, and what the trainer said of it."""
+
+    def __init__(self):
+        self.samples, self.epochs = Samples(), []
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitems__(self, indices):
+        return [self.samples[index] for index in indices]
+
+    def draw_for_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+
 def test_every_epoch_draws_its_own_samples(tmp_path, tiny_vit_config):
-    class Recorder(Samples, SampleDataset):
-        epochs = []
-
-        def draw_for_epoch(self, epoch):
-            self.epochs.append(epoch)
-
     samples = Recorder()
     build_trainer(tiny_vit_config, tmp_path, train_dataset=samples, max_steps=-1, num_train_epochs=3).train()
     assert samples.epochs == [0, 1, 2]
