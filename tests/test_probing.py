@@ -90,6 +90,15 @@ def test_a_layer_scores_the_same_bit_by_bit_alone_and_among_others(num_layers, d
         assert torch.equal(votes, nearest_neighbours(own[:80, 0], labels[:80], own[80:, 0], 5))
 
 
+def test_the_scale_of_features_does_not_matter():
+    features, labels = clusters(1.0)
+    recipe = LinearProbe(num_epochs=5)
+    expected = fit(recipe, features, labels, 5, torch.tensor([0.01]), "whole")
+    for scale in (1e-3, 30.0):
+        found = fit(recipe, scale * features, labels, 5, torch.tensor([0.01]), "scaled")
+        torch.testing.assert_close(found(scale * features), expected(features), atol=1e-3, rtol=1e-3)
+
+
 def test_layers_padded_with_zeros_score_as_without():
     features, labels = clusters(spread=1)
     padded = torch.nn.functional.pad(features, (0, 7))

@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.data import SampleDataset
 from modeling_kamim.density import DensityDetector
+from modeling_kamim.evaluation.features import extract_features
 from modeling_kamim.keypoints import KeypointDetector
 from modeling_kamim.processor import image_processor
 from modeling_kamim.run_directory import begin_run, sign
@@ -287,3 +288,14 @@ def test_every_epoch_draws_its_own_samples(tmp_path, tiny_vit_config):
     samples = Recorder()
     build_trainer(tiny_vit_config, tmp_path, train_dataset=samples, max_steps=-1, num_train_epochs=3).train()
     assert samples.epochs == [0, 1, 2]
+
+
+def test_features_are_those_of_an_encoder_that_is_not_trained(tmp_path, tiny_vit_config):
+    class Labelled(Samples):
+        def __getitem__(self, index):
+            return {"pixel_values": super().__getitem__(index)["pixel_values"], "labels": index % 2}
+
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4), torch.nn.Dropout(0.5)).train()
+    trainer = build_trainer(tiny_vit_config, tmp_path, weighting=None)
+    first, second = (extract_features(trainer, encoder, Labelled(6), "features").features for _ in range(2))
+    torch.testing.assert_close(first, second, atol=0, rtol=0)
