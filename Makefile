@@ -26,7 +26,7 @@ test: install
 
 test-hardware: install
 	for answer in on off; do \
-		KAMIM_TEST_BF16=$$answer PYTHONPATH=$(CURDIR)/tests/forced_bf16 \
+		KAMIM_TEST_BF16=$$answer PYTHONPATH=$(CURDIR)/tests/support/forced_bf16 \
 			$(BIN)/python -m pytest -n auto --maxprocesses 8 || exit 1; \
 	done
 

@@ -1,4 +1,4 @@
-"""The evaluation study of docs/results.md: probes, neighbours, depth and reconstructions of several checkpoints.
+"""The evaluation study of docs/results.md: probes, neighbors, depth and reconstructions of several checkpoints.
 
     python benchmarks/evaluation.py path/to/labelled/images --models outputs/kamim outputs/simmim
 
@@ -20,15 +20,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, set_seed
 
-from modeling_kamim.arguments import DataArguments
-from modeling_kamim.augmentation import ClassificationTransform
-from modeling_kamim.data import SampleDataset, keep_encoded, load_labelled_images
-from modeling_kamim.errors import run
-from modeling_kamim.evaluation.features import FeatureDataset, extract_features, load_backbone
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.augmentation import ClassificationTransform
+from modeling_kamim.data.loading import DataArguments, keep_encoded, load_labelled_images
+from modeling_kamim.data.samples import SampleDataset
+from modeling_kamim.evaluation.features import FeatureDataset, extract_features
 from modeling_kamim.evaluation.probing import LinearProbe, probe
-from modeling_kamim.processor import image_processor
-from modeling_kamim.trainer import ClassificationTrainer
-from modeling_kamim.training_arguments import ProbingArguments
+from modeling_kamim.evaluation.settings import ProbingArguments
+from modeling_kamim.models.backbone import load_backbone
+from modeling_kamim.models.processor import image_processor
+from modeling_kamim.training.trainer import ClassificationTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 

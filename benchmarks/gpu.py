@@ -1,6 +1,6 @@
 """Pretraining on a GPU: images per second, MFU, memory and waiting time, with synthetic and with real data.
 
-    python prepare_dataset.py path/to/photographs path/to/prepared
+    kamim prepare path/to/photographs path/to/prepared
     python benchmarks/gpu.py --dataset_name path/to/prepared [--models vit-base swin-tiny] [--compile]
 
 "synthetic" trains on one batch that is already on the device; "data" reads the data set through the loader with
@@ -20,13 +20,13 @@ from torch.utils.data import DataLoader
 from train_step import Step, count_flops, device_work, matmul_rate, random_batch
 
 from modeling_kamim import KamimForMaskedImageModeling, KeypointDetector, build_config
-from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images
-from modeling_kamim.density import DensityDetector
-from modeling_kamim.errors import run
-from modeling_kamim.map_steps import prepare_images
-from modeling_kamim.training_arguments import PretrainingArguments
-from modeling_kamim.transforms import MaskedImageTransform
-from modeling_kamim.views import RandomView
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.attach_density import prepare_images
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.data.views import RandomView
+from modeling_kamim.training.arguments import PretrainingArguments
 
 MODELS = ("vit-tiny", "vit-small", "vit-base", "swin-tiny", "swin-base")
 WARM_UP = 5

@@ -24,12 +24,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from modeling_kamim import KeypointDetector
-from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images
-from modeling_kamim.density import DensityDetector
-from modeling_kamim.errors import run
-from modeling_kamim.map_steps import attach_keypoint_density
-from modeling_kamim.transforms import MaskedImageTransform
-from modeling_kamim.views import RandomView
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.attach_density import attach_keypoint_density
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.data.views import RandomView
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE, CELL = 192, 8

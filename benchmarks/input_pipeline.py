@@ -6,7 +6,7 @@ Every pipeline turns the same images into training samples at `--image_size`; ro
 reported. "reference" is what a script does without this package: Pillow, torchvision v2, OpenCV's detector and
 drawKeypoints, float pixels; "HF example" is transformers' run_mim.py, which has no keypoints. "online", "map" and
 "prepared" are this package's: keypoints found on every crop, found once, and found once on images that were made
-smaller (prepare_dataset.py). Of "map" and "prepared" the device computes the weights from densities; that part is timed
+smaller (kamim prepare). Of "map" and "prepared" the device computes the weights from densities; that part is timed
 apart, on this core, as "weights". This package's pipelines read
 through `datasets`, as training does; the others get bytes in memory.
 """
@@ -31,14 +31,14 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from modeling_kamim import CellWeighting, KeypointDetector
-from modeling_kamim.data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
-from modeling_kamim.density import DensityDetector
-from modeling_kamim.errors import run
-from modeling_kamim.map_steps import attach_keypoint_density
-from modeling_kamim.prepared_dataset import Preparation
-from modeling_kamim.transforms import MaskedImageTransform
-from modeling_kamim.views import RandomView
-from modeling_kamim.weighting import resample_density
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.attach_density import attach_keypoint_density
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
+from modeling_kamim.data.preparation import Preparation
+from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.data.views import RandomView
+from modeling_kamim.objective.density import resample_density
 
 DETECTORS = ("fast", "sift", "orb")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -154,13 +154,13 @@ class ReferencePipeline:
                 v2.RandomVerticalFlip(),
             ]
         )
-        self.normalise = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
+        self.normalize = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
         factories = {"fast": cv2.FastFeatureDetector.create, "sift": cv2.SIFT.create, "orb": cv2.ORB.create}
         self.detector = factories[detector]() if detector else None
 
     def __call__(self, data: bytes) -> dict[str, torch.Tensor]:
         image = self.geometry(Image.open(io.BytesIO(data)).convert("RGB"))
-        sample = {"pixel_values": self.normalise(image), "bool_masked_pos": random_blocks(self.size)}
+        sample = {"pixel_values": self.normalize(image), "bool_masked_pos": random_blocks(self.size)}
         if self.detector is not None:
             keypoints = self.detector.detect(np.asarray(image), None)
             canvas = np.zeros((self.size, self.size, 3), np.uint8)

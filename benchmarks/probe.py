@@ -17,10 +17,9 @@ import torch
 from tqdm import tqdm
 from transformers import PrinterCallback
 
-from modeling_kamim.arguments import ClassificationArguments
-from modeling_kamim.augmentation import ClassificationTransform, MixingCollator
-from modeling_kamim.data import (
-    SampleDataset,
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.augmentation import ClassificationTransform, MixingCollator
+from modeling_kamim.data.loading import (
     choose_splits,
     encode_labels,
     find_image_column,
@@ -29,12 +28,12 @@ from modeling_kamim.data import (
     load_images,
     subsample,
 )
-from modeling_kamim.errors import run
+from modeling_kamim.data.samples import SampleDataset
 from modeling_kamim.evaluation.classifiers import build_classifier
 from modeling_kamim.evaluation.features import ClassificationHead, PooledFeatures, extract_features
-from modeling_kamim.processor import image_processor
-from modeling_kamim.trainer import ClassificationTrainer
-from modeling_kamim.training_arguments import ProbingArguments
+from modeling_kamim.evaluation.settings import ClassificationArguments, ProbingArguments
+from modeling_kamim.models.processor import image_processor
+from modeling_kamim.training.trainer import ClassificationTrainer
 
 CACHED_EPOCHS = 10
 

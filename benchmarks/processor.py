@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
-from modeling_kamim.errors import run
-from modeling_kamim.images import decode_image
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.decoding import decode_image
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def main() -> None:
         features = model(torch.cat([published, evaluated])).last_hidden_state.mean(dim=1)
         cosines.append(torch.cosine_similarity(features[0], features[1], dim=0))
     pixels, cosine = torch.stack(pixel_differences), torch.stack(cosines)
-    print(f"{len(dataset)} images: mean absolute pixel difference {pixels.mean():.3f} (normalised)")
+    print(f"{len(dataset)} images: mean absolute pixel difference {pixels.mean():.3f} (normalized)")
     print(f"cosine of mean-pooled features: mean {cosine.mean():.4f}, least {cosine.min():.4f}")
 
 

@@ -3,8 +3,8 @@
     python benchmarks/train_step.py [--model_type vit] [--model_size tiny] [--batch_size 16] [--rounds 15] [--compile]
 
 A step is forward, backward, clipping and AdamW on a batch that is already there; steps of all variants are interleaved,
-and ratios are medians over rounds. "HF" is transformers' model for masked image modelling. This package's steps begin
-with uint8 pixels and keypoint densities, and turn them into normalised pixels and weights. "recommended" is what
+and ratios are medians over rounds. "HF" is transformers' model for masked image modeling. This package's steps begin
+with uint8 pixels and keypoint densities, and turn them into normalized pixels and weights. "recommended" is what
 `--precision auto --attention auto` choose on this machine. `--profile` prints where the time of a step goes.
 """
 
@@ -21,10 +21,10 @@ from transformers import SwinForMaskedImageModeling, ViTForMaskedImageModeling
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_kamim import CellWeighting, KamimForMaskedImageModeling, KeypointDetector, build_config
-from modeling_kamim.density import DensityDetector
-from modeling_kamim.errors import run
-from modeling_kamim.training_arguments import PretrainingArguments
-from modeling_kamim.weighting import resample_density
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.objective.density import resample_density
+from modeling_kamim.training.arguments import PretrainingArguments
 
 HF_MODELS = {"vit": ViTForMaskedImageModeling, "swin": SwinForMaskedImageModeling}
 CELL = 8
@@ -56,7 +56,7 @@ def main() -> None:
 
 @dataclass
 class Variant:
-    """A model with its optimiser: `step` trains it once."""
+    """A model with its optimizer: `step` trains it once."""
 
     name: str
     precision: str
@@ -123,21 +123,21 @@ def random_batch(args: argparse.Namespace, device: torch.device) -> dict[str, to
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
+def normalize(pixels: torch.Tensor) -> torch.Tensor:
     mean = torch.tensor(IMAGENET_DEFAULT_MEAN, device=pixels.device).view(1, 3, 1, 1)
     std = torch.tensor(IMAGENET_DEFAULT_STD, device=pixels.device).view(1, 3, 1, 1)
     return (pixels.float() / 255 - mean) / std
 
 
 def hf_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if "normalised" not in batch:
-        batch["normalised"] = normalise(batch["pixel_values"])
-    return {"pixel_values": batch["normalised"], "bool_masked_pos": batch["bool_masked_pos"]}
+    if "normalized" not in batch:
+        batch["normalized"] = normalize(batch["pixel_values"])
+    return {"pixel_values": batch["normalized"], "bool_masked_pos": batch["bool_masked_pos"]}
 
 
 def device_work(batch: dict[str, torch.Tensor], weighted: bool) -> dict[str, torch.Tensor]:
-    """What the trainer does on the device before the model: normalise, and for KAMIM densities to weights."""
-    inputs = {"pixel_values": normalise(batch["pixel_values"]), "bool_masked_pos": batch["bool_masked_pos"]}
+    """What the trainer does on the device before the model: normalize, and for KAMIM densities to weights."""
+    inputs = {"pixel_values": normalize(batch["pixel_values"]), "bool_masked_pos": batch["bool_masked_pos"]}
     if weighted:
         cells = batch["pixel_values"].shape[-1] // CELL
         density = resample_density(batch["keypoint_density"].float() / 255, batch["crop_box"], cells)

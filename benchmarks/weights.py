@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from modeling_kamim import CellWeighting, KeypointDetector, cell_density
-from modeling_kamim.data import choose_splits, find_image_column, keep_encoded, load_images, subsample
-from modeling_kamim.density import DensityDetector
-from modeling_kamim.errors import run
-from modeling_kamim.images import decode_image
-from modeling_kamim.keypoints import DETECTORS, FOOTPRINTS
-from modeling_kamim.views import RandomView
-from modeling_kamim.weighting import resample_density
+from modeling_kamim.commands.endings import run
+from modeling_kamim.data.decoding import decode_image
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.data.views import RandomView
+from modeling_kamim.objective.density import resample_density
+from modeling_kamim.objective.keypoints import DETECTORS, FOOTPRINTS
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def main() -> None:
     run("run_classification.py", PROBE_CONFIG, "--model_name_or_path", PRETRAINED, "--output_dir", PROBE)
     random_weights = ("--model_type", "vit", "--model_size", "tiny", "--image_size", "96")
     run("run_classification.py", PROBE_CONFIG, *random_weights, "--output_dir", RANDOM_PROBE)
-    summarise(time.perf_counter() - start)
+    summarize(time.perf_counter() - start)
 
 
 def run(script: str, *arguments: str | Path) -> None:
@@ -36,7 +36,7 @@ def run(script: str, *arguments: str | Path) -> None:
         sys.exit(f"quickstart: {script} failed; its error is above")
 
 
-def summarise(seconds: float) -> None:
+def summarize(seconds: float) -> None:
     log = [entry for entry in read(PRETRAINED / "trainer_state.json")["log_history"] if "loss" in entry]
     first, last = log[0], log[-1]
     probe, random_probe = read(PROBE / "results.json"), read(RANDOM_PROBE / "results.json")
@@ -51,7 +51,7 @@ Weighted loss     {first["loss"]:.2f} at the start, {last["loss"]:.2f} at the en
 Masked L1         {first["masked_l1"]:.3f} at the start, {last["masked_l1"]:.3f} at the end
 Linear probe      {probe["top1"]:.1%} top-1 after KAMIM, {random_probe["top1"]:.1%} on random weights,
                   {probe["chance"]:.1%} is chance
-                  (tiles of 15 photographs differ in colour and texture, which random weights pass on; a few hundred
+                  (tiles of 15 photographs differ in color and texture, which random weights pass on; a few hundred
                   steps on a thousand tiles show the path, not the method)
 Reconstructions   {checkpoint / "reconstructions.png"}
 

@@ -1,20 +1,40 @@
-"""KAMIM: keypoint-aware masked image modelling on HuggingFace (arXiv:2407.13873)."""
+"""KAMIM: keypoint-aware masked image modeling on HuggingFace (arXiv:2407.13873)."""
 
-from .classifier import KamimViTClassifierConfig, KamimViTForImageClassification
-from .keypoints import KeypointDetector
-from .losses import masked_l1
-from .masking import block_mask
-from .modeling_kamim import (
-    KamimForMaskedImageModeling,
-    KamimMaskedImageModelingOutput,
-    KamimSwinForMaskedImageModeling,
-    KamimViTForMaskedImageModeling,
-    build_config,
-)
-from .weighting import CellWeighting, cell_density, keypoint_weights
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
+    from .models.masked_image_modeling import (
+        KamimForMaskedImageModeling,
+        KamimMaskedImageModelingOutput,
+        KamimSwinForMaskedImageModeling,
+        KamimViTForMaskedImageModeling,
+    )
+    from .models.sizes import build_config
+    from .objective.density import cell_density
+    from .objective.keypoints import KeypointDetector
+    from .objective.losses import masked_l1
+    from .objective.masking import block_mask
+    from .objective.weighting import CellWeighting, keypoint_weights
 
 __version__ = "0.1.0"
 
+_MODULES = {
+    "CellWeighting": "objective.weighting",
+    "KamimForMaskedImageModeling": "models.masked_image_modeling",
+    "KamimMaskedImageModelingOutput": "models.masked_image_modeling",
+    "KamimSwinForMaskedImageModeling": "models.masked_image_modeling",
+    "KamimViTClassifierConfig": "models.classifier",
+    "KamimViTForImageClassification": "models.classifier",
+    "KamimViTForMaskedImageModeling": "models.masked_image_modeling",
+    "KeypointDetector": "objective.keypoints",
+    "block_mask": "objective.masking",
+    "build_config": "models.sizes",
+    "cell_density": "objective.density",
+    "keypoint_weights": "objective.weighting",
+    "masked_l1": "objective.losses",
+}
 __all__ = [
     "CellWeighting",
     "KamimForMaskedImageModeling",
@@ -30,3 +50,9 @@ __all__ = [
     "keypoint_weights",
     "masked_l1",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

@@ -28,7 +28,6 @@ _INTERVAL = Range("a finite number above 0: steps, or below 1 a share of them", 
 _PROCESSES = Range("from 0 to 1,024", lambda n: 0 <= n <= 1024)
 _SEED = Range("at least 0 and below 2**32", lambda n: 0 <= n < 2**32)
 LEARNING_RATE = Range("from 0 to 100", lambda x: 0 <= x <= 100)
-
 RANGES: dict[str, Range] = {
     # data
     "max_train_samples": _COUNT,
@@ -70,7 +69,7 @@ RANGES: dict[str, Range] = {
     "save_steps": _INTERVAL,
     "eval_delay": Range("a finite number from 0", lambda n: 0 <= n < math.inf),
     "save_total_limit": Range("at least 0, where 0 keeps all checkpoints", lambda n: n >= 0),
-    # optimiser
+    # optimizer
     "learning_rate": LEARNING_RATE,
     "warmup_steps": Range("a finite number from 0: steps, or below 1 a share of them", lambda n: 0 <= n < math.inf),
     "weight_decay": Range("from 0 to 10", lambda x: 0 <= x <= 10),

@@ -34,7 +34,7 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from loopback_hub import LoopbackHub  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from modeling_kamim.hardware import find_hardware  # noqa: E402
+from modeling_kamim.training.hardware import find_hardware  # noqa: E402
 
 torch.set_num_threads(int(_THREADS))
 cv2.setNumThreads(1)

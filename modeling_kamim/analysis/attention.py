@@ -2,7 +2,7 @@
 
 Both measures have known values, which are what a figure of them must be read against:
 
-| attention | distance | normalised mutual information | entropy |
+| attention | distance | normalized mutual information | entropy |
 |---|---|---|---|
 | every token attends to itself | 0 | 1 | 0 |
 | every token attends to a token of its own | mean of those distances | 1 | 0 |
@@ -82,7 +82,7 @@ def uniform_attention_distance(side: int, token_size: float) -> float:
     return float(token_distances(side, token_size).double().mean())
 
 
-def normalised_mutual_information(attention: torch.Tensor) -> torch.Tensor:
+def normalized_mutual_information(attention: torch.Tensor) -> torch.Tensor:
     """How much a key tells about its query: `I(Q; K) / sqrt(H(Q) H(K))` (Park et al. 2023, section 2.2).
 
     Queries are taken as equally likely, `p(q, k) = A(q, k) / N`.

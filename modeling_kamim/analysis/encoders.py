@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
 
+from ..data.samples import channels_first
+from ..data.views import View
 from ..errors import InputError, first_line
-from ..evaluation.features import load_backbone
-from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model, quiet_loading
-from ..pixel_range import PixelRange
-from ..processor import image_processor, pixel_range_of
-from ..transforms import channels_first
-from ..views import View
+from ..models.backbone import load_backbone
+from ..models.loading import load_pretrained_model, quiet_loading
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.pixel_range import PixelRange
+from ..models.processor import image_processor, pixel_range_of
 from .attention import patch_attention
 
 _NOT_ARCHITECTURE = frozenset(
@@ -81,13 +82,13 @@ class EncoderOutputs:
 
 
 class Encoder:
-    """An encoder with its own resolution and normalisation.
+    """An encoder with its own resolution and normalization.
 
     Args:
         name: in figures and tables.
         model: an encoder of transformers.
         image_size: side of its input in pixels.
-        mean, std: of its normalisation, for each channel.
+        mean, std: of its normalization, for each channel.
         device: where it runs.
         checkpoint: where it came from; None for random weights.
         pixel_range: by which images of more than 8 bits were scaled when it was trained; None if that is not known.
@@ -132,7 +133,7 @@ class Encoder:
         return View.whole(*image.shape[:2]).of_image(image, self.image_size)
 
     def pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """`(batch_size, 3, image_size, image_size)` normalised float32 on the device, of RGB uint8 images."""
+        """`(batch_size, 3, image_size, image_size)` normalized float32 on the device, of RGB uint8 images."""
         batch = torch.stack([channels_first(self.view(image)) for image in images]).to(self.device).float() / 255
         mean, std = (torch.tensor(part, device=self.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (batch - mean) / std
@@ -272,7 +273,7 @@ def _attention_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
-    """Encoder of a checkpoint, directory or Hub id, with the resolution and normalisation that are saved with it.
+    """Encoder of a checkpoint, directory or Hub id, with the resolution and normalization that are saved with it.
 
     Raises:
         InputError: if it cannot be loaded.
@@ -292,7 +293,7 @@ def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
 
 
 def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:
-    """Encoder of the same architecture, resolution and normalisation with random weights."""
+    """Encoder of the same architecture, resolution and normalization with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModel.from_config(like.config)
@@ -303,7 +304,7 @@ def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
     """The checkpoint of an encoder as the model that was pretrained, with its decoder.
 
     Raises:
-        AnalysisRefused: if it has no decoder of masked image modelling.
+        AnalysisRefused: if it has no decoder of masked image modeling.
     """
     if encoder.checkpoint is None:
         raise AnalysisRefused("random weights reconstruct nothing")

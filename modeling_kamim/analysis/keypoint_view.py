@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..keypoints import KeypointDetector
-from ..weighting import cell_density, keypoint_weights
+from ..objective.density import cell_density
+from ..objective.keypoints import KeypointDetector
+from ..objective.weighting import keypoint_weights
 
 TEMPERATURES = (0.1, 0.25, 0.5, 1.0)  # Table 2 of arXiv:2407.13873
 CELL_SIZES = (8, 16, 32)

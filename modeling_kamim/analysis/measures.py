@@ -11,26 +11,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..keypoints import KeypointDetector
-from ..masking import block_mask
-from ..weighting import cell_density, keypoint_weights
-from .attention import (
-    attention_distance,
-    attention_entropy,
-    normalised_mutual_information,
-    uniform_attention_distance,
-)
+from ..objective.density import cell_density
+from ..objective.keypoints import KeypointDetector
+from ..objective.masking import block_mask
+from ..objective.weighting import keypoint_weights
+from .attention import attention_distance, attention_entropy, normalized_mutual_information, uniform_attention_distance
 from .encoders import AnalysisRefused, Encoder, EncoderOutputs, load_decoder, token_map
 from .fourier import diagonal_frequencies, log_amplitude
 from .loss_share import NUM_QUANTILES, cell_errors, loss_shares
+from .moments import RunningMoments
 from .similarity import GramAccumulator, MinibatchCka, effective_rank
-from .streaming import RunningMoments
 
 Row = dict[str, Any]
 
 
 class AttentionMeasure:
-    """Attention distance and normalised mutual information of every layer and head of an encoder."""
+    """Attention distance and normalized mutual information of every layer and head of an encoder."""
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
@@ -56,7 +52,7 @@ class AttentionMeasure:
                 self._geometry.append((layer.side, layer.token_size, layer.windows))
             for moments, values in (
                 (self._distance, attention_distance(layer.weights, layer.token_size)),
-                (self._nmi, normalised_mutual_information(layer.weights)),
+                (self._nmi, normalized_mutual_information(layer.weights)),
                 (self._entropy, attention_entropy(layer.weights)),
                 (self._prefix, layer.prefix_share),
             ):
@@ -179,7 +175,7 @@ class RankMeasure:
                     "layer": layer,
                     "features": features,
                     "rankme": effective_rank(values[:limit]),
-                    "rankme_centred": effective_rank(gram.singular_values(centred=True)[:limit]),
+                    "rankme_centered": effective_rank(gram.singular_values(centered=True)[:limit]),
                     "dimension": len(values),
                     "num_rows": gram.num_rows,
                 }
@@ -302,7 +298,7 @@ class Reconstructor:
     def __call__(
         self, images: Sequence[np.ndarray], indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pixel_values and reconstruction `(batch_size, 3, size, size)`, normalised, and the mask; on the CPU."""
+        """pixel_values and reconstruction `(batch_size, 3, size, size)`, normalized, and the mask; on the CPU."""
         pixels, mask = self.encoder.pixels(images), self.mask(indices)
         bool_masked_pos = mask.flatten(1).to(pixels.device)
         output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)

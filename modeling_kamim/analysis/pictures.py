@@ -8,12 +8,11 @@ import numpy as np
 import torch
 
 from .encoders import AnalysisRefused, Encoder
-from .images import AnalysisImages
+from .gallery import AnalysisImages
 from .measures import Reconstructor
-from .tokens import neighbour_agreement, pca_together, relative_spread, tsne
+from .tokens import neighbor_agreement, pca_together, relative_spread, tsne
 
 Row = dict[str, Any]
-
 TSNE_CLASSES, TSNE_IMAGES = 5, 4
 MANY_IMAGES = (6, 6, 4)  # Figure 10 of arXiv:2407.13873: 16 images of three classes
 QUERY_POINT = (0.5, 0.5)  # row and column as shares of the image
@@ -32,7 +31,7 @@ class TokenPlane:
         classes, images, stages: of each token; the stage is "before" or "after" self-attention, or "".
         explained: shares of the variance on the axes; None for t-SNE.
         spreads: `relative_spread` of the tokens of an image before and after self-attention, mean over the images.
-        agreement: of t-SNE's tokens before their reduction, see `neighbour_agreement`.
+        agreement: of t-SNE's tokens before their reduction, see `neighbor_agreement`.
     """
 
     model: str
@@ -74,7 +73,7 @@ def tsne_plane(encoder: Encoder, images: AnalysisImages, indices: Sequence[int],
     tokens = final.flatten(0, 1).numpy()
     owners = [index for index in indices for _ in range(final.shape[1])]
     classes = [images.name_of(index) for index in owners]
-    agreement = neighbour_agreement(tokens, classes, owners)
+    agreement = neighbor_agreement(tokens, classes, owners)
     return TokenPlane(
         encoder.name, "final", tsne(tokens, seed), classes, owners, [""] * len(owners), agreement=agreement
     )
@@ -181,7 +180,7 @@ class Reconstructions:
         model: its name.
         originals, masked, filled: `(num_images, size, size, 3)`, float, in [0, 1]; the last with the visible pixels.
         weights: `(num_images, cells, cells)`.
-        errors: `(num_images,)`, mean absolute error over the masked pixels, normalised.
+        errors: `(num_images,)`, mean absolute error over the masked pixels, normalized.
     """
 
     model: str

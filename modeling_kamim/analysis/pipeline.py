@@ -10,13 +10,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from ..figures import save_figure
-from ..keypoints import DETECTORS, KeypointDetector
-from ..weighting import cell_density
-from . import figures, report
-from .arguments import ANALYSES, AnalysisArguments
+from ..objective.density import cell_density
+from ..objective.keypoints import DETECTORS, KeypointDetector
+from ..training.figures import save_figure
+from . import findings as report
+from . import plots as figures
 from .encoders import AnalysisRefused, Encoder
-from .images import AnalysisImages
+from .findings import Section, write_csv
+from .gallery import AnalysisImages
 from .keypoint_view import CELL_SIZES, TEMPERATURES, keypoint_positions, weight_grid
 from .measures import (
     AttentionMeasure,
@@ -27,6 +28,7 @@ from .measures import (
     RankMeasure,
     Reconstructor,
 )
+from .options import ANALYSES, AnalysisArguments
 from .pictures import (
     MANY_IMAGES,
     NUM_MAPS,
@@ -38,10 +40,8 @@ from .pictures import (
     tsne_images,
     tsne_plane,
 )
-from .report import Section, write_csv
 
 logger = logging.getLogger(__name__)
-
 Row = dict[str, Any]
 Part = TypeVar("Part")
 NUM_CANDIDATES = 15

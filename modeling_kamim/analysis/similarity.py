@@ -10,9 +10,9 @@ LEAST_CHUNK = 8
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear centred kernel alignment of two representations (Kornblith et al. 2019, arXiv:1905.00414, Eq. 3).
+    """Linear centered kernel alignment of two representations (Kornblith et al. 2019, arXiv:1905.00414, Eq. 3).
 
-    `|Y^T X|^2 / (|X^T X| |Y^T Y|)` (Frobenius norms) of centred features. Biased towards 1 where there are not many
+    `|Y^T X|^2 / (|X^T X| |Y^T Y|)` (Frobenius norms) of centered features. Biased towards 1 where there are not many
     more examples than dimensions; `MinibatchCka` is not.
 
     Args:
@@ -74,9 +74,9 @@ class MinibatchCka:
             self._waiting = [part[self.chunk_size :] for part in self._waiting]
 
     def _add(self, chunk: list[torch.Tensor]) -> None:
-        centred = [part - part.mean(dim=0) for part in chunk]
+        centered = [part - part.mean(dim=0) for part in chunk]
         # HSIC's scale cancels in CKA; a common one keeps wide layers from outweighing others in rounding
-        hsic = unbiased_hsic(torch.stack([part @ part.T for part in centred]))
+        hsic = unbiased_hsic(torch.stack([part @ part.T for part in centered]))
         size = len(chunk[0])
         self._hsic = size * hsic if self._hsic is None else self._hsic + size * hsic
         self._count += size
@@ -138,15 +138,15 @@ class GramAccumulator:
             self._sum += total
         self.num_rows += len(rows)
 
-    def singular_values(self, centred: bool = False) -> np.ndarray:
+    def singular_values(self, centered: bool = False) -> np.ndarray:
         """`(dimension,)`, float64, >= 0, descending.
 
         Args:
-            centred: take the mean row off first; as it is, RankMe counts the mean as one direction, often the largest.
+            centered: take the mean row off first; as it is, RankMe counts the mean as one direction, often the largest.
         """
         if self._gram is None or self._sum is None:
             raise ValueError("singular values of no rows")
         gram = self._gram
-        if centred:
+        if centered:
             gram = gram - torch.outer(self._sum, self._sum) / self.num_rows
         return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0.0).sqrt().numpy()

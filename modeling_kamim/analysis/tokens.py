@@ -17,7 +17,7 @@ def tsne(tokens: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> n
     Args:
         tokens: `(num_tokens, dimension)`, at least 4 tokens.
         seed: of the optimisation.
-        perplexity: about how many neighbours count; at most a third of the tokens.
+        perplexity: about how many neighbors count; at most a third of the tokens.
 
     Returns:
         `(num_tokens, 2)`, float32.
@@ -73,14 +73,14 @@ def relative_spread(tokens: np.ndarray) -> float:
         tokens: `(num_tokens, dimension)`.
 
     Returns:
-        In [0, 1]: 0 where all are equal, 1 where they are centred; NaN where all are 0.
+        In [0, 1]: 0 where all are equal, 1 where they are centered; NaN where all are 0.
     """
     tokens = np.asarray(tokens, np.float64)
     length = np.sqrt(np.square(tokens).sum(axis=1).mean())
     return float(np.sqrt(tokens.var(axis=0).sum()) / length) if length else float("nan")
 
 
-def neighbour_agreement(tokens: np.ndarray, classes: Sequence[str], images: Sequence[int]) -> tuple[float, float]:
+def neighbor_agreement(tokens: np.ndarray, classes: Sequence[str], images: Sequence[int]) -> tuple[float, float]:
     """How often a token's nearest token of another image (cosine) is of its class, and how often by chance.
 
     Args:

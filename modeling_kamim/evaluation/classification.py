@@ -1,4 +1,4 @@
-"""One evaluation as the command line of `run_classification.py` asks for it, from images to results."""
+"""One evaluation as the command line of `kamim evaluate` asks for it, from images to results."""
 
 import contextlib
 import copy
@@ -17,39 +17,54 @@ from huggingface_hub import ModelCard
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, set_seed
 
-from ..arguments import CLASSIFICATION_ARGUMENTS, ClassificationArguments, DataArguments
-from ..augmentation import ClassificationTransform, MixingCollator
-from ..checkpoint_page import CheckpointPage
-from ..data import SampleDataset, keep_encoded, load_labelled_images, low_shot, report_bad_images, subsample
+from ..data.attach_density import choose_pixel_range, prepare_images
+from ..data.augmentation import ClassificationTransform, MixingCollator
+from ..data.bad_images import list_bad_images
+from ..data.loading import DataArguments, keep_encoded, load_labelled_images, low_shot, subsample
+from ..data.samples import SampleDataset
 from ..errors import InputError
-from ..figures import confusion_figure, depth_figure, save_figure
-from ..map_steps import choose_pixel_range, prepare_images
-from ..model_card import classifier_card
-from ..pixel_range import PixelRange
-from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
-from ..processor import image_processor, keep_pixel_range, pixel_range_of
-from ..recipe_checks import check_steps
-from ..resume import find_checkpoint, run_settings
-from ..trainer import ClassificationTrainer
-from ..training_arguments import ProbingArguments
+from ..hub.cards import classifier_card
+from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..models.backbone import load_backbone
+from ..models.pixel_range import PixelRange
+from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..training.checkpoint_page import CheckpointPage
+from ..training.figures import save_figure
+from ..training.recipe import check_steps
+from ..training.resume import find_checkpoint, run_settings
+from ..training.trainer import ClassificationTrainer
+from .charts import confusion_figure, depth_figure
 from .classifiers import build_classifier, classifier_config, encoder_config
-from .features import ClassificationHead, FeatureDataset, PooledFeatures, extract_features, load_backbone
+from .features import ClassificationHead, FeatureDataset, PooledFeatures, extract_features
 from .finetuning import ExponentialMovingAverage, check_sharding, parameter_groups
 from .lars import lars, lars_groups
 from .metrics import TrainerMetrics, best_classes, classification_metrics
-from .probing import LinearProbe, nearest_neighbours, probe
-from .results import checkpoint_rows, provenance, summarise_seeds, weights_sha256, write_results
+from .neighbors import nearest_neighbors
+from .probing import LinearProbe, probe
+from .protocols import PROBED_BLOCK
+from .results import checkpoint_rows, provenance, summarize_seeds, weights_sha256, write_results
+from .settings import ClassificationArguments, ProbingArguments
 
 logger = logging.getLogger(__name__)
-
 NUM_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
 CHANCE_MARGIN = 0.98  # of the loss of guessing, from which on a probe has hardly learned
 
 
 class Evaluation:
-    """One evaluation as the command line asks for it; `run` does it for a seed."""
+    """One evaluation; `run` does it for a seed.
 
-    def __init__(self, data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments):
+    Args:
+        data_args, class_args, training_args: what is evaluated, and how.
+        settings: YAML of what was given, for the page of the classifier.
+    """
+
+    def __init__(
+        self,
+        data_args: DataArguments,
+        class_args: ClassificationArguments,
+        training_args: ProbingArguments,
+        settings: str,
+    ):
         self.data_args, self.class_args, self.training_args = data_args, class_args, training_args
         is_probe = class_args.mode == "linear_probe"
         check_sharding(training_args, class_args.ema_decay, class_args.layer_decay, is_probe)
@@ -66,7 +81,7 @@ class Evaluation:
                 class_args.pooling,
             )
             self.encoder_config, self.image_size = self.backbone.model.config, self.backbone.image_size
-            self.backbone.default_layer(class_args.layer)
+            self.backbone.place_of(class_args.layer, PROBED_BLOCK)
         else:
             self.encoder_config = encoder_config(class_args)
             self.config, self.image_size = classifier_config(class_args), self.encoder_config.image_size
@@ -89,7 +104,7 @@ class Evaluation:
                 "--push_to_hub publishes one trained classifier; not for --protocol cached or knn, or --seeds"
             )
         dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
-        self.page = CheckpointPage(CLASSIFICATION_ARGUMENTS, training_args, dataset)
+        self.page = CheckpointPage(settings, training_args, dataset)
         self.trainer: ClassificationTrainer | None = None
         self.bad_images: list[str] = []
         self.features: dict[str, FeatureDataset] = {}
@@ -124,7 +139,7 @@ class Evaluation:
         train_dataset = self.samples(train, self.data_args.max_train_samples, self.class_args.augmentation, seed)
         eval_dataset = self.samples(self.images.validation, self.data_args.max_eval_samples, "none", seed)
         output_dir = Path(self.training_args.output_dir)
-        report_bad_images(self.bad_images, output_dir, self.training_args.should_save)
+        list_bad_images(self.bad_images, output_dir, self.training_args.should_save)
         logger.info("%d training and %d validation images, seed %d", len(train_dataset), len(eval_dataset), seed)
 
         args = copy.copy(self.training_args)
@@ -249,16 +264,16 @@ class Evaluation:
     def probe_features(
         self, train_dataset: SampleDataset, eval_dataset: SampleDataset, args: ProbingArguments
     ) -> list[dict[str, Any]]:
-        """Nearest neighbours, and for "cached" linear probes, on features computed once, of one layer or of all."""
+        """Nearest neighbors, and for "cached" linear probes, on features computed once, of one layer or of all."""
         trainer = ClassificationTrainer(model=self.backbone, args=args, processing_class=self.processor)
         train = self.features_of(train_dataset, trainer, "Features of the training images")
         validation = self.features_of(eval_dataset, trainer, "Features of the validation images")
         names = [*map(str, range(1, train.features.shape[1])), "final"]
         layers = list(range(len(names)))
         if self.class_args.probe_layers == "default":
-            layers = [self.backbone.default_layer(self.class_args.layer)]
+            layers = [self.backbone.place_of(self.class_args.layer, PROBED_BLOCK)]
         train, validation = (replace(split, features=split.features[:, layers]) for split in (train, validation))
-        rows = [self.neighbours_row(names[layer], train, validation, place) for place, layer in enumerate(layers)]
+        rows = [self.neighbors_row(names[layer], train, validation, place) for place, layer in enumerate(layers)]
         if not self.protocol.has_head:
             return rows
         num_classes = self.images.classes.num_classes
@@ -279,11 +294,11 @@ class Evaluation:
             **self.scores(logits, labels),
         }
 
-    def neighbours_row(
+    def neighbors_row(
         self, layer: str, train: FeatureDataset, validation: FeatureDataset, place: int
     ) -> dict[str, Any]:
-        """Results of the nearest neighbours by the features at `place`, those of a layer."""
-        votes = nearest_neighbours(
+        """Results of the nearest neighbors by the features at `place`, those of a layer."""
+        votes = nearest_neighbors(
             train.features[:, place],
             train.labels,
             validation.features[:, place],
@@ -296,7 +311,7 @@ class Evaluation:
             **self.layer_facts(layer),
             "optimizer": None,
             "learning_rate": None,
-            "num_neighbours": NUM_NEIGHBOURS,
+            "num_neighbors": NUM_NEIGHBOURS,
             **({"seed": None} if self.class_args.low_shot is None else {}),  # nothing is drawn
             **self.scores(votes, validation.labels),
         }
@@ -332,7 +347,7 @@ class Evaluation:
         if self.trainer is not None and len(rows) == 1:
             card = self.card(AutoConfig.from_pretrained(output_dir))
             self.page.write(card, checkpoint_rows([output_dir], output_dir), self.trainer.hub_model_id)
-        summary = summarise_seeds([{**shared, **row} for row in rows])
+        summary = summarize_seeds([{**shared, **row} for row in rows])
         if self.class_args.probe_layers == "all" and self.is_cached:
             draw_depth(summary, shared["chance"], output_dir / "depth.png")
         for row in summary:

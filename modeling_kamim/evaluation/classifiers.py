@@ -12,11 +12,13 @@ from transformers import (
     ViTModel,
 )
 
-from ..arguments import ClassificationArguments
-from ..classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..errors import InputError, first_line
-from ..modeling_kamim import build_config, check_image_size, load_whole
-from .finetuning import add_drop_path, resized_state_dict
+from ..models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
+from ..models.loading import load_whole
+from ..models.resizing import resized_state_dict
+from ..models.sizes import build_config, check_image_size
+from .finetuning import add_drop_path
+from .settings import ClassificationArguments
 
 
 def build_classifier(

@@ -11,23 +11,23 @@ from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from ..arguments import ClassificationArguments, DataArguments
-from ..data import SampleDataset, choose_splits, find_image_column, keep_encoded, load_images, subsample
+from ..data.attach_density import choose_pixel_range
+from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
+from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
-from ..figures import comparison_figure, save_figure
-from ..map_steps import choose_pixel_range
-from ..modeling_kamim import KamimForMaskedImageModeling, load_pretrained_model
-from ..privacy import public_name
-from ..processor import image_processor, pixel_range_of
-from ..trainer import MaskedImageTrainer
-from ..training_arguments import ProbingArguments
-from ..transforms import MaskedImageTransform
+from ..hub.privacy import public_name
+from ..models.loading import load_pretrained_model
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.processor import image_processor, pixel_range_of
+from ..training.figures import save_figure
+from ..training.trainer import MaskedImageTrainer
+from .charts import comparison_figure
 from .features import evaluation_loader
 from .reconstruction import PAPER_MASK_RATIO, score_reconstructions
 from .results import provenance, write_results
+from .settings import ClassificationArguments, ProbingArguments
 
 logger = logging.getLogger(__name__)
-
 NUM_SHOWN = 6
 
 
@@ -41,7 +41,7 @@ def compare_reconstructions(
     """
     names = [name for name in (class_args.model_name_or_path, *class_args.compare_with) if name]
     if not names:
-        raise InputError("reconstructions need --model_name_or_path, a checkpoint of run_mim.py")
+        raise InputError("reconstructions need --model_name_or_path, a checkpoint of kamim pretrain")
     models = [load_pretrained_model(name) for name in names]
     sizes = {model.config.image_size for model in models}
     if len(sizes) > 1:

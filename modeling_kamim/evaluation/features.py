@@ -1,110 +1,16 @@
 """Features of frozen encoders: of any pretrained encoder and each of its layers, computed once for a whole data set."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinForImageClassification
+from transformers import PreTrainedModel, SwinForImageClassification
 
-from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..modeling_kamim import build_config, load_whole, loading_failure
-from ..trainer import PixelTrainer
-from .protocols import PROBED_BLOCK
-
-POOLINGS = ("mean", "cls")
-
-
-class Backbone(nn.Module):
-    """Callable from pixels to the pooled features of every layer of an encoder.
-
-    Layers are the outputs of the blocks (of Swin and convolutional networks: of the stages), as they are, and at last
-    "final": the output of the encoder, behind its own LayerNorm. Features of narrower layers are padded with zeros.
-
-    Args:
-        model: an encoder of transformers that returns `hidden_states` and `last_hidden_state`.
-        pooling: "mean" over the patch tokens (CLS and registers dropped), as in the paper, or the "cls" token.
-    """
-
-    def __init__(self, model: PreTrainedModel, pooling: str = "mean"):
-        super().__init__()
-        if pooling not in POOLINGS:
-            raise InputError(f"pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
-        self.model = model
-        self.pooling = pooling
-
-    @property
-    def image_size(self) -> int:
-        """Side of the input in pixels."""
-        size = getattr(self.model.config, "image_size", None)
-        if size is None and self.model.config.model_type == "timm_wrapper":
-            size = self.model.config.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-        return (size if isinstance(size, int) else max(size)) if size else 224
-
-    def default_layer(self, layer: int | None) -> int:
-        """Place in the result of a block, counted from 1; block 8 of a ViT or the final output where None.
-
-        Raises:
-            InputError: if there is no such block.
-        """
-        depth = getattr(self.model.config, "num_hidden_layers", 0)
-        if layer is not None and not 1 <= layer <= depth:
-            raise InputError(f"layer is {layer}; the encoder has blocks 1 to {depth}")
-        if layer is None:
-            layer = PROBED_BLOCK if depth > PROBED_BLOCK else depth
-        return layer - 1 if layer < depth else -1
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, layers, dimension)` for normalised pixels `(batch_size, channels, height, width)`."""
-        outputs = self.model(pixel_values, output_hidden_states=True)
-        is_timm = self.model.config.model_type == "timm_wrapper"
-        blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
-        pooled = [self._pool(layer) for layer in (*blocks, outputs.last_hidden_state)]
-        width = max(features.shape[1] for features in pooled)
-        return torch.stack([nn.functional.pad(features, (0, width - features.shape[1])) for features in pooled], dim=1)
-
-    def _pool(self, layer: torch.Tensor) -> torch.Tensor:
-        if layer.ndim == 4:
-            if self.pooling == "cls":
-                raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
-            return layer.mean(dim=(2, 3))
-        num_prefix_tokens = layer.shape[1] - math.isqrt(layer.shape[1]) ** 2
-        if self.pooling == "mean":
-            return layer[:, num_prefix_tokens:].mean(dim=1)
-        if num_prefix_tokens == 0:
-            raise InputError(f"{self.model.config.model_type} has no CLS token; use --pooling mean")
-        return layer[:, 0]
-
-
-def load_backbone(
-    name_or_path: str | None, model_type: str, model_size: str, image_size: int | None, pooling: str
-) -> Backbone:
-    """Backbone of a checkpoint, or with random weights of one of this package's sizes.
-
-    Args:
-        name_or_path: directory or Hub id of an encoder (ViT, Swin, DINOv2, ViT-MAE, timm, ...); None for random
-            weights.
-        model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
-
-    Raises:
-        InputError: if it cannot be loaded, or its weights are not finite.
-    """
-    if name_or_path is None:
-        return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
-    # A masked autoencoder drops tokens at random unless it is told not to.
-    settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
-    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",), **settings)  # no pooler is read
-    backbone = Backbone(model, pooling)
-    if image_size not in (None, backbone.image_size):
-        raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")
-    return backbone
+from ..models.classifier import KamimViTForImageClassification
+from ..training.trainer import PixelTrainer
 
 
 @dataclass(frozen=True)
@@ -148,7 +54,7 @@ class ClassificationHead(nn.Module):
 
 
 class PooledFeatures(nn.Module):
-    """What a classifier does up to its head: `(batch_size, dimension)` features for normalised pixels.
+    """What a classifier does up to its head: `(batch_size, dimension)` features for normalized pixels.
 
     Args:
         classifier: of `build_classifier`.
@@ -182,8 +88,8 @@ def extract_features(
     """Features of a whole data set, over all processes and in the trainer's precision.
 
     Args:
-        trainer: for its loader, device, precision and normalisation.
-        encoder: from normalised pixels to features.
+        trainer: for its loader, device, precision and normalization.
+        encoder: from normalized pixels to features.
         dataset: without augmentation; its samples hold pixel_values and labels.
         description: shown by the progress bar.
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torchvision.ops import StochasticDepth
-from transformers import SwinConfig, SwinForImageClassification, TrainingArguments, ViTConfig, ViTModel
+from transformers import SwinForImageClassification, TrainingArguments, ViTModel
 
-from ..classifier import KamimViTForImageClassification
 from ..errors import InputError
-from ..processes import is_fsdp1, is_sharded
-from ..trainer import StatefulCallback
+from ..models.classifier import KamimViTForImageClassification
+from ..training.launch import is_fsdp1, is_sharded
+from ..training.trainer import StatefulCallback
 
 EMA_FILE = "ema.safetensors"
 _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "relative_position_bias_table")
@@ -25,7 +25,7 @@ _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "rel
 def check_sharding(
     args: TrainingArguments, ema_decay: float | None = None, layer_decay: float = 1.0, is_linear_probe: bool = False
 ) -> None:
-    """Stop what FSDP and DeepSpeed, which hold parameters or optimiser states in shards, cannot do.
+    """Stop what FSDP and DeepSpeed, which hold parameters or optimizer states in shards, cannot do.
 
     Raises:
         InputError: for an average of the weights, a linear probe, or layer-wise rates of flattened parameters.
@@ -43,7 +43,7 @@ def check_sharding(
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups of an optimiser, with a learning rate that falls from the head to the embeddings.
+    """Parameter groups of an optimizer, with a learning rate that falls from the head to the embeddings.
 
     The rate is `learning_rate * layer_decay ** (L + 1 - layer)`: layer 0 are the embeddings, 1 to L the blocks (of Swin
     those of all stages, a stage's downsampling with its last block), L + 1 norm and head, as in the code of BEiT
@@ -197,39 +197,3 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def _assign(parameters: Mapping[str, nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(values[name])
-
-
-def resized_state_dict(
-    state_dict: Mapping[str, torch.Tensor], old_config: ViTConfig | SwinConfig, new_config: ViTConfig | SwinConfig
-) -> dict[str, torch.Tensor]:
-    """Weights of an encoder for another `image_size`, and of a Swin for another `window_size`.
-
-    Position embeddings (all but CLS) and tables of relative position biases are interpolated bicubically, without
-    antialias and with `align_corners=False`, as transformers' `interpolate_pos_encoding` and the code of Swin
-    (`load_pretrained`) do. SimMIM's own code resizes the tables by another rule, which keeps the biases of near tokens.
-
-    Args:
-        state_dict: of a `ViTModel` or `SwinModel`; `(1, tokens, hidden_size)` position embeddings and
-            `((2 * window_size - 1) ** 2, num_heads)` tables, rows before columns.
-        old_config, new_config: of the weights as they are, and as they are to be.
-
-    Returns:
-        a new mapping; tensors that keep their size are the given ones.
-    """
-    num_prefix_tokens = 0 if isinstance(new_config, SwinConfig) else 1
-    old_side, new_side = (config.image_size // config.patch_size for config in (old_config, new_config))
-    resized = dict(state_dict)
-    for key, tensor in state_dict.items():
-        if key.endswith("position_embeddings") and old_side != new_side:
-            prefix, grid = tensor[0, :num_prefix_tokens], tensor[0, num_prefix_tokens:]
-            resized[key] = torch.cat([prefix, _resized_grid(grid, old_side, new_side)])[None]
-        elif key.endswith("relative_position_bias_table") and old_config.window_size != new_config.window_size:
-            resized[key] = _resized_grid(tensor, 2 * old_config.window_size - 1, 2 * new_config.window_size - 1)
-    return resized
-
-
-def _resized_grid(grid: torch.Tensor, old_side: int, new_side: int) -> torch.Tensor:
-    """`(old_side ** 2, channels)`, rows before columns, to `(new_side ** 2, channels)`."""
-    maps = grid.float().T.reshape(1, -1, old_side, old_side)
-    maps = nn.functional.interpolate(maps, size=(new_side, new_side), mode="bicubic", align_corners=False)
-    return maps[0].flatten(1).T.contiguous().to(grid.dtype)

@@ -1,4 +1,4 @@
-"""LARS (arXiv:1708.03888), the optimiser of MAE's linear probe."""
+"""LARS (arXiv:1708.03888), the optimizer of MAE's linear probe."""
 
 from typing import Any
 

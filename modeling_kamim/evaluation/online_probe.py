@@ -1,4 +1,4 @@
-"""How good a model's features are while it is pretrained: a linear probe and nearest neighbours every few steps."""
+"""How good a model's features are while it is pretrained: a linear probe and nearest neighbors every few steps."""
 
 import random
 from collections.abc import Iterator
@@ -11,9 +11,12 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
-from ..trainer import PixelTrainer
-from .features import Backbone, FeatureDataset, check_finite_features, evaluation_loader
-from .probing import LinearProbe, nearest_neighbours, probe
+from ..models.backbone import Backbone
+from ..training.trainer import PixelTrainer
+from .features import FeatureDataset, check_finite_features, evaluation_loader
+from .neighbors import nearest_neighbors
+from .probing import LinearProbe, probe
+from .protocols import PROBED_BLOCK
 
 RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
 
@@ -21,22 +24,22 @@ RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
 class OnlineProbe(TrainerCallback):
     """Logs `probe_top1` and `knn_top1`, in [0, 1], of a labelled data set while a model is pretrained.
 
-    They are scored with the weights of that step, every `probe_steps` optimiser steps and after the last one. Training
+    They are scored with the weights of that step, every `probe_steps` optimizer steps and after the last one. Training
     does not notice: no random generator, no weight and no mode of a module is other than without the probe, and the
     time is left out of `images_per_second`. Processes share the images and then all train the same small probe.
 
     Features are the means of the patch tokens, of ViT of one block (the last one behind the encoder's LayerNorm), of
-    Swin of the last stage: those of `run_classification.py --mode linear_probe`.
+    Swin of the last stage: those of `kamim evaluate --mode linear_probe`.
 
     Args:
         trainer: of the pretraining; add the probe with `trainer.add_callback`.
         train_dataset: the probe's training images, without augmentation: samples with pixel_values, uint8, and labels.
         validation_dataset: images to score, like `train_dataset`.
         num_classes: of the labels.
-        probe_steps: optimiser steps from one score to the next.
+        probe_steps: optimizer steps from one score to the next.
         layer: block of a ViT, from 1; by default block 8, or the last one of a shallower model.
         recipe: of the linear probe.
-        num_neighbours, temperature: of the nearest neighbours.
+        num_neighbors, temperature: of the nearest neighbors.
 
     Raises:
         InputError: if there are no images, or a number is out of range.
@@ -51,7 +54,7 @@ class OnlineProbe(TrainerCallback):
         probe_steps: int,
         layer: int | None = None,
         recipe: LinearProbe = RECIPE,
-        num_neighbours: int = 20,
+        num_neighbors: int = 20,
         temperature: float = 0.07,
     ):
         if probe_steps < 1:
@@ -61,7 +64,7 @@ class OnlineProbe(TrainerCallback):
         self.probe_steps = probe_steps
         self.layer = layer_index(_unwrapped(trainer), layer)
         self.recipe = recipe
-        self.num_neighbours = num_neighbours
+        self.num_neighbors = num_neighbors
         self.temperature = temperature
         if 0 in (len(train_dataset), len(validation_dataset)):  # type: ignore[arg-type]
             raise InputError("the online probe has no images; it needs training and validation images with labels")
@@ -96,12 +99,12 @@ class OnlineProbe(TrainerCallback):
             backbone = Backbone(model.base_model).eval()
             train, validation = (self._features(backbone, loader) for loader in self._loaders)
             logits = probe(self.recipe, train.features, train.labels, validation.features, self.num_classes).logits[0]
-            votes = nearest_neighbours(
+            votes = nearest_neighbors(
                 train.features[:, 0],
                 train.labels,
                 validation.features[:, 0],
                 self.num_classes,
-                self.num_neighbours,
+                self.num_neighbors,
                 self.temperature,
             )
         return {f"{name}_top1": _accuracy(x, validation.labels) for name, x in (("probe", logits), ("knn", votes))}
@@ -131,7 +134,7 @@ def layer_index(model: PreTrainedModel, layer: int | None) -> int:
         if layer is not None:
             raise InputError(f"layer is {layer}, but layers are for ViT; of Swin the last stage is read")
         return -1
-    return Backbone(model.base_model).default_layer(layer)
+    return Backbone(model.base_model).place_of(layer, PROBED_BLOCK)
 
 
 def _unwrapped(trainer: PixelTrainer) -> PreTrainedModel:

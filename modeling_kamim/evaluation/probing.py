@@ -1,4 +1,4 @@
-"""Classifiers on fixed features: linear probes trained side by side, and weighted nearest neighbours. Pure tensors."""
+"""Classifiers on fixed features: linear probes trained side by side, and weighted nearest neighbors. Pure tensors."""
 
 import logging
 import math
@@ -10,13 +10,12 @@ from torch import nn
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
-
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 
 
 @dataclass(frozen=True)
 class LinearProbe:
-    """Recipe of linear probes on fixed features: standardised features, AdamW without decay, a cosine to 0.
+    """Recipe of linear probes on fixed features: standardized features, AdamW without decay, a cosine to 0.
 
     Args:
         learning_rates: tried side by side; the best on the held-out part of the training images is taken.
@@ -104,7 +103,7 @@ def split_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch
 
 
 class Probes(nn.Module):
-    """Linear heads for every learning rate, on standardised features.
+    """Linear heads for every learning rate, on standardized features.
 
     A head's weights are kept divided by its learning rate, so that one Adam with rate 1 trains every head at its own.
 
@@ -124,9 +123,9 @@ class Probes(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits `(num_images, rates, num_classes)`."""
-        standardised = (features - self.mean) * self.scale
+        standardized = (features - self.mean) * self.scale
         weights = self.rates * self.weights
-        logits = torch.addmm(weights[-1].flatten(), standardised, weights[:-1].flatten(1))
+        logits = torch.addmm(weights[-1].flatten(), standardized, weights[:-1].flatten(1))
         return logits.unflatten(1, weights.shape[1:])
 
 
@@ -154,33 +153,3 @@ def fit(
             optimizer.step()
             schedule.step()
     return probes.requires_grad_(False)
-
-
-@torch.no_grad()
-def nearest_neighbours(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    validation_features: torch.Tensor,
-    num_classes: int,
-    num_neighbours: int = 20,
-    temperature: float = 0.07,
-) -> torch.Tensor:
-    """Weighted k nearest neighbours by cosine, as in DINO (arXiv:2104.14294): votes weigh exp(cosine / temperature).
-
-    Args:
-        features: `(num_images, dimension)`, float.
-        labels: `(num_images,)`, int64.
-        validation_features: `(num_validation_images, dimension)`, float.
-        num_neighbours: k; at most all images vote.
-
-    Returns:
-        `(num_validation_images, num_classes)`: the votes for each class.
-    """
-    features, validation_features = features.contiguous(), validation_features.contiguous()
-    features = nn.functional.normalize(features, dim=1)
-    votes = []
-    for part in nn.functional.normalize(validation_features, dim=1).split(512):
-        cosine, nearest = (part @ features.T).topk(min(num_neighbours, len(features)), dim=1)
-        weights = torch.exp((cosine - 1.0) / temperature)  # minus 1: exp(1 / 0.07) would lose digits
-        votes.append(torch.zeros(len(part), num_classes, device=part.device).scatter_add_(1, labels[nearest], weights))
-    return torch.cat(votes)

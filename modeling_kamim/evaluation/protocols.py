@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PROBED_BLOCK = 8
-
 PAPER_TRAINING: Mapping[str, Any] = {
     "learning_rate": 5e-3,
     "weight_decay": 0.05,

@@ -3,14 +3,14 @@
 Three groups, all of the same reconstructions:
 
 - `paper_*` (arXiv:2407.13873, section 4.7, which masks 0.4 of the image): all pixels of the model's output, also the
-  visible ones, for which it was never trained, against the normalised image. The data range is that of all normalised
+  visible ones, for which it was never trained, against the normalized image. The data range is that of all normalized
   pixels there can be (4.76 with ImageNet's mean and std). torchmetrics, which gave the paper's numbers, takes
   the range from the targets of the whole data set (PSNR: this range, as soon as they hold black and white) or of a
   batch (SSIM: at most this range, if the outputs stay in it).
 - `masked_*`: images in [0, 1]; the output, clipped to that range, fills the masked pixels of the original. PSNR of the
   masked pixels; SSIM is the mean of the SSIM map over the masked pixels, the visible ones being context.
-- `baseline_*`: like `masked_*`, with the mean colour of an image's visible pixels as its reconstruction. A model that
-  does not beat it has learnt nothing of use here.
+- `baseline_*`: like `masked_*`, with the mean color of an image's visible pixels as its reconstruction. A model that
+  does not beat it has learned nothing of use here.
 """
 
 import math
@@ -22,7 +22,7 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from ..errors import InputError
-from ..modeling_kamim import KamimForMaskedImageModeling
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
 
 PAPER_MASK_RATIO = 0.4
 MAX_PSNR = 100.0  # dB; an error of 1e-5 of the data range. Rounding to 8 bits alone leaves 59 dB.
@@ -40,12 +40,12 @@ def score_reconstructions(
 
     Args:
         model: put into evaluation mode.
-        batches: of `MaskedImageTrainer._prepare_inputs`: pixel_values, normalised, and bool_masked_pos.
-        mean, std: of the normalisation, for each channel.
+        batches: of `MaskedImageTrainer._prepare_inputs`: pixel_values, normalized, and bool_masked_pos.
+        mean, std: of the normalization, for each channel.
         gather: from the `(batch_size, scores)` of this process to those of all, `accelerator.gather_for_metrics`.
 
     Returns:
-        What `summarise` returns.
+        What `summarize` returns.
     """
     model.eval()
     names: list[str] = []
@@ -59,10 +59,10 @@ def score_reconstructions(
         parts.append(gather(rows).cpu())
     if not parts:
         raise InputError("there are no images to score reconstructions on")
-    return summarise(dict(zip(names, torch.cat(parts).double().numpy().T, strict=True)))
+    return summarize(dict(zip(names, torch.cat(parts).double().numpy().T, strict=True)))
 
 
-def summarise(scores: dict[str, np.ndarray]) -> dict[str, Any]:
+def summarize(scores: dict[str, np.ndarray]) -> dict[str, Any]:
     """Means over images, ready for JSON.
 
     Args:
@@ -89,9 +89,9 @@ def score_images(
 
     Args:
         reconstruction: `(batch_size, channels, height, width)`, a model's output.
-        pixel_values: like `reconstruction`, normalised.
+        pixel_values: like `reconstruction`, normalized.
         bool_masked_pos: `(batch_size, num_patches)`, True where masked.
-        mean, std: of the normalisation, for each channel.
+        mean, std: of the normalization, for each channel.
 
     Returns:
         `paper_mse`, `paper_psnr`, `paper_ssim`, `masked_psnr`, `masked_ssim`, `baseline_psnr`, `baseline_ssim`, each
@@ -105,11 +105,11 @@ def score_images(
     if (masks.all(axis=(1, 2)) | ~masks.any(axis=(1, 2))).any():
         raise InputError("an image is masked wholly or not at all; choose another mask_ratio or mask_patch_size")
     targets, outputs = (images.detach().double().cpu().numpy() for images in (pixel_values, reconstruction))
-    data_range = normalised_range(mean, std)
+    data_range = normalized_range(mean, std)
     rows = [
         {
             **paper_scores(target / data_range, output / data_range),
-            **masked_scores(_unnormalise(target, mean, std), _unnormalise(output, mean, std), mask),
+            **masked_scores(_unnormalize(target, mean, std), _unnormalize(output, mean, std), mask),
         }
         for target, output, mask in zip(targets, outputs, masks, strict=True)
     ]
@@ -140,9 +140,9 @@ def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) ->
         filled: like `original`; read where masked.
         mask: `(height, width)`, bool, True where masked; neither all True nor all False.
     """
-    mean_colour = original[:, ~mask].mean(axis=1)[:, None, None]
+    mean_color = original[:, ~mask].mean(axis=1)[:, None, None]
     scores = {}
-    for name, filling in (("masked", filled), ("baseline", mean_colour)):
+    for name, filling in (("masked", filled), ("baseline", mean_color)):
         pasted = np.where(mask, filling, original)
         scores[f"{name}_psnr"] = _psnr(original[:, mask], pasted[:, mask])
         scores[f"{name}_ssim"] = float(_ssim(original, pasted)[1][:, mask].mean())
@@ -156,13 +156,13 @@ def pixel_mask(bool_masked_pos: torch.Tensor, height: int, width: int) -> torch.
     return patches.repeat_interleave(height // side, 1).repeat_interleave(width // side, 2)
 
 
-def normalised_range(mean: Sequence[float], std: Sequence[float]) -> float:
-    """Largest minus smallest value that pixels in [0, 1] can take when they are normalised."""
+def normalized_range(mean: Sequence[float], std: Sequence[float]) -> float:
+    """Largest minus smallest value that pixels in [0, 1] can take when they are normalized."""
     low, high = -np.asarray(mean) / std, (1 - np.asarray(mean)) / std
     return float(high.max() - low.min())
 
 
-def _unnormalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+def _unnormalize(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
     return (image * np.reshape(std, (-1, 1, 1)) + np.reshape(mean, (-1, 1, 1))).clip(0, 1)
 
 

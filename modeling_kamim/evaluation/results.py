@@ -33,14 +33,12 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoModel, PreTrainedConfig
 
 from .. import __version__
-from ..durability import write_text
 from ..errors import first_line
-from ..finite import json_values
-from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
-from ..run_directory import left_by_others
+from ..files import json_values, write_text
+from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
+from ..training.run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
-
 MEASURED = frozenset(
     ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
 )
@@ -257,7 +255,7 @@ def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
     return [{"masked_l1": masked_l1, "provenance": {"dataset": public_name(kamim.get("dataset_name") or "unknown")}}]
 
 
-def summarise_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def summarize_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row for all that differ only in their seed and in what was measured, in the order of their first.
 
     top1, top5 and loss become means, beside their standard deviations (ddof=1) top1_std, top5_std and loss_std; None
@@ -270,7 +268,7 @@ def summarise_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         group, seed = groups.setdefault(_settings(row), {}), json.dumps(row.get("seed"))
         if seed not in group or _time(row) >= _time(group[seed]):
             group[seed] = row
-    return [_summarise(list(group.values())) for group in groups.values()]
+    return [_summarize(list(group.values())) for group in groups.values()]
 
 
 def _origin(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -287,7 +285,7 @@ def _settings(row: Mapping[str, Any]) -> str:
     return json.dumps({**settings, "provenance": origin}, sort_keys=True, default=str)
 
 
-def _summarise(group: list[Mapping[str, Any]]) -> dict[str, Any]:
+def _summarize(group: list[Mapping[str, Any]]) -> dict[str, Any]:
     row = dict(group[0]) if len(group) == 1 else {k: v for k, v in group[0].items() if k not in MEASURED}
     for name in AVERAGED:
         values = [member[name] for member in group if member.get(name) is not None]

@@ -1,0 +1,500 @@
+"""The figures; the numbers that they show come from `measures` and `pictures`.
+
+Colors are Okabe and Ito's and sequential maps whose lightness is monotonic, so that they can be told apart by the
+color-blind and in gray print; lines and classes differ in their markers too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from ..hub.markup import plot_text
+from ..training.figures import LINE_COLORS, MARKERS, label_weights, weight_norm
+from .attention import COLLAPSED_NMI
+from .pictures import AttentionMaps, Reconstructions, TokenPlane
+
+matplotlib.use("agg")
+Row = dict[str, Any]
+REFERENCE: dict[str, Any] = {"color": "0.45", "linestyle": ":", "marker": "x", "markersize": 4, "linewidth": 1.3}
+UNIFORM: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
+_CENTRED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
+# for points: without the black that stands for centroids
+POINT_COLORS = LINE_COLORS[:6]
+NO_REFERENCES: Mapping[str, str] = {}
+BEFORE, AFTER = "#0072B2", "#E69F00"
+_MAX_COLUMNS = 4
+
+
+def _styles(names: Sequence[str], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """How the line of each model is drawn: references are dotted and gray, and differ in their markers."""
+    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
+    markers = cycle("x+12")
+    chosen = {}
+    for name in names:
+        if name in references.values():
+            chosen[name] = REFERENCE | {"marker": next(markers)}
+        else:
+            color, marker = next(styles)
+            chosen[name] = {"color": color, "marker": marker, "markersize": 4.5}
+    return chosen
+
+
+def _line_label(name: str, references: Mapping[str, str]) -> str:
+    if name not in references.values():
+        return _short(name)
+    models = [model for model, reference in references.items() if reference == name]
+    return "random weights" + (f" ({_short(', '.join(models), 30)})" if len(set(references.values())) > 1 else "")
+
+
+def _models(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["model"] for row in rows))
+
+
+def _series(rows: Sequence[Row], x: str, y: str, **where: Any) -> tuple[list, np.ndarray]:
+    chosen = [row for row in rows if all(row[key] == value for key, value in where.items())]
+    return [row[x] for row in chosen], np.array([row[y] for row in chosen], float)
+
+
+def _short(name: str, width: int = 22) -> str:
+    return plot_text(name, width)
+
+
+def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of that many inches, and their axes; the rest of the grid is empty."""
+    rows = math.ceil(count / _MAX_COLUMNS)
+    columns = math.ceil(count / rows)
+    figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.4), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **kwargs).flat)
+    for axis in axes[count:]:
+        axis.set_axis_off()
+    return figure, axes[:count]
+
+
+def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
+    """Attention distance by layer: a panel for each model, its heads, their mean, uniform attention, random weights.
+
+    Args:
+        rows: of `AttentionMeasure.distance_rows`, of all models.
+        references: from a model's name to that of the random weights of its architecture, drawn in its panel.
+    """
+    shown = [name for name in _models(rows) if name not in references.values()]
+    figure, axes = _panels(len(shown), 3.1, 3.2, sharey=True)
+    for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+        heads = [row for row in rows if row["model"] == name and row["head"] != "mean"]
+        axis.scatter(
+            [row["layer"] for row in heads], [row["distance"] for row in heads], s=14, color="#56B4E9", label="head"
+        )
+        layers, mean = _series(rows, "layer", "distance", model=name, head="mean")
+        std = _series(rows, "layer", "std", model=name, head="mean")[1]
+        axis.fill_between(layers, mean - std, mean + std, color=LINE_COLORS[0], alpha=0.2, linewidth=0)
+        axis.plot(layers, mean, color=LINE_COLORS[0], marker="o", markersize=4, label="mean of heads ± SD over images")
+        axis.plot(*_series(rows, "layer", "uniform_distance", model=name, head="mean"), **UNIFORM, label="uniform")
+        random = _series(rows, "layer", "distance", model=references.get(name), head="mean")
+        if random[0]:
+            axis.plot(*random, **REFERENCE, label="random weights")
+        size = next(row["image_size"] for row in heads)
+        axis.set(title=f"{_short(name)}\n({size} px)", xlabel="layer")
+        if place == 0:
+            axis.set_ylabel("attention distance (px)")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(color="0.92")
+    axes[0].set_ylim(bottom=0)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
+    """Normalized mutual information by layer, a line for each model with its deviation over images.
+
+    Args:
+        rows: of `AttentionMeasure.nmi_rows`, of all models.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
+    """
+    names = _models(rows)
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    for name, style in _styles(names, references).items():
+        layers, mean = _series(rows, "layer", "nmi", model=name, head="mean")
+        std = _series(rows, "layer", "std", model=name, head="mean")[1]
+        axis.fill_between(layers, (mean - std).clip(0), mean + std, color=style["color"], alpha=0.18, linewidth=0)
+        axis.plot(layers, mean, **style, label=_line_label(name, references))
+    axis.axhline(0.0, **UNIFORM, label="uniform attention (0)")
+    axis.axhline(COLLAPSED_NMI, color="0.6", linestyle="-.", linewidth=0.9, label=f"collapse, below {COLLAPSED_NMI:g}")
+    axis.set_yscale("symlog", linthresh=1e-3, linscale=0.6)
+    axis.set(xlabel="layer", ylabel="normalized mutual information")
+    axis.set_ylim(-2e-4, max(1.0, 1.1 * max(row["nmi"] for row in rows)))
+    axis.set_yticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(color="0.92")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
+    """Relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
+
+    Args:
+        rows: of `FourierMeasure.rows`, of all models.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
+    """
+    names = _models(rows)
+    figure, axes = _panels(1 + len(names), 3.2, 3.3)
+    for name, style in _styles(names, references).items():
+        layers, values = _at_highest_frequency(rows, name)
+        axes[0].plot(layers, values, **style, label=_line_label(name, references))
+    axes[0].set(title="highest frequency", xlabel="layer", ylabel="Δ log amplitude")
+    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[0].legend(frameon=False, fontsize="small")
+    deepest = max(row["layer"] for row in rows)
+    lowest = min(-0.5, *(row["relative_log_amplitude"] for row in rows))
+    colors = matplotlib.colormaps["viridis"].resampled(deepest + 1)
+    for axis, name in zip(axes[1:], names, strict=True):
+        for layer in dict.fromkeys(row["layer"] for row in rows if row["model"] == name):
+            curve = _series(rows, "frequency_pi", "relative_log_amplitude", model=name, layer=layer)
+            axis.plot(*curve, color=colors(layer), linewidth=1.2)
+        axis.set(title=_short(name), xlabel="frequency (π per token)", xlim=(0, 1.02), ylim=(1.05 * lowest, 0.1))
+    axes[1].set_ylabel("Δ log amplitude")
+    for axis in axes:
+        axis.grid(color="0.92")
+    norm = matplotlib.colors.BoundaryNorm(np.arange(deepest + 2) - 0.5, deepest + 1)
+    scale = matplotlib.cm.ScalarMappable(norm, colors)
+    figure.colorbar(scale, ax=axes, label="layer", ticks=np.unique(np.linspace(0, deepest, 5).round()))
+    return figure
+
+
+def _at_highest_frequency(rows: Sequence[Row], name: str) -> tuple[list, np.ndarray]:
+    highest: dict[Any, float] = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
+    return list(highest), np.array(list(highest.values()))
+
+
+def cka_figure(rows: Sequence[Row]) -> Figure:
+    """Heat maps of CKA: each model's layers against its own and every other model's.
+
+    Args:
+        rows: of `CkaMeasure.rows`.
+    """
+    names = _models(rows)
+    layers = {name: list(dict.fromkeys(row["layer"] for row in rows if row["model"] == name)) for name in names}
+    pairs = [(a, b) for place, a in enumerate(names) for b in names[place:]]
+    values = {(row["model"], row["layer"], row["other_model"], row["other_layer"]): row["cka"] for row in rows}
+    figure, axes = _panels(len(pairs), 3.0, 3.1)
+    for axis, (a, b) in zip(axes, pairs, strict=True):
+        matrix = np.array([[values[a, i, b, j] for j in layers[b]] for i in layers[a]], float)
+        shown = axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="viridis", origin="lower")
+        for ticks, name in ((axis.set_yticks, a), (axis.set_xticks, b)):
+            places = _sparse(len(layers[name]))
+            ticks(places, [_layer_label(layers[name][place]) for place in places])
+        axis.set(xlabel=_short(f"layer of {b}"), ylabel=_short(f"layer of {a}"))
+    figure.colorbar(shown, ax=axes, label="linear CKA (unbiased)", shrink=0.7)
+    return figure
+
+
+def _layer_label(layer: int | str) -> str:
+    return "LN" if layer == "final" else str(layer)
+
+
+def _sparse(count: int) -> list[int]:
+    """Places of about six of many labels, the first and the last among them."""
+    step = round(count / 6) if count > 8 else 1
+    return [*range(0, count - step, step), count - 1]
+
+
+def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
+    """RankMe by layer, of the images' mean tokens and of all tokens.
+
+    Args:
+        rows: of `RankMeasure.rows`, of all models.
+        references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
+    """
+    names = _models(rows)
+    layers = list(dict.fromkeys(row["layer"] for row in rows))
+    layers.sort(key=lambda layer: (layer == "final", layer if layer != "final" else 0))
+    place = {layer: index for index, layer in enumerate(layers)}
+    figure, axes = _panels(2, 4.2, 3.4)
+    titles = {"images": "mean patch token of an image", "tokens": "patch tokens"}
+    for axis, (features, title) in zip(axes, titles.items(), strict=True):
+        for name, style in _styles(names, references).items():
+            found, values = _series(rows, "layer", "rankme", model=name, features=features)
+            axis.plot([place[layer] for layer in found], values, **style, label=_line_label(name, references))
+            centered = _series(rows, "layer", "rankme_centered", model=name, features=features)[1]
+            axis.plot([place[layer] for layer in found], centered, color=style["color"], **_CENTRED)
+        ticks = _sparse(len(layers))
+        axis.set_xticks(ticks, [_layer_label(layers[tick]) for tick in ticks])
+        axis.set(title=title, xlabel="layer (LN: behind the last LayerNorm)")
+        axis.set_ylim(bottom=0)
+        axis.grid(color="0.92")
+    axes[0].set_ylabel("effective rank (RankMe)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        [*handles, Line2D([], [], color="0.3", **_CENTRED)],
+        [*labels, "with the mean taken off"],
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+    )
+    return figure
+
+
+def loss_share_figure(rows: Sequence[Row]) -> Figure:
+    """Share of the masked loss by decile of the weights, without and with them, and the weights of the deciles.
+
+    A bar for each model; weights are on a logarithmic scale.
+
+    Args:
+        rows: of `LossShareMeasure.rows`, of all models.
+    """
+    names = _models(rows)
+    figure, axes = _panels(3, 4.0, 3.4)
+    width = 0.8 / len(names)
+    titles = {"none": "loss without weights (SimMIM)", "keypoint": "loss with keypoint weights (KAMIM)"}
+    hatches = ("", "//", "..", "xx", "\\\\")
+    for axis, (weighting, title) in zip(axes[:2], titles.items(), strict=True):
+        for place, name in enumerate(names):
+            quantiles, shares = _series(rows, "quantile", "share", model=name, loss_weighting=weighting)
+            std = _series(rows, "quantile", "std", model=name, loss_weighting=weighting)[1]
+            left = np.array(quantiles) - 0.4 + (place + 0.5) * width
+            axis.bar(
+                left,
+                shares,
+                width,
+                yerr=std,
+                error_kw={"linewidth": 0.7},
+                color=LINE_COLORS[place % len(LINE_COLORS)],
+                hatch=hatches[place % len(hatches)],
+                edgecolor="white",
+                label=_short(name),
+            )
+        axis.axhline(1 / len(quantiles), **UNIFORM)
+        axis.set_xticks(quantiles)
+        axis.set(title=title, xlabel="decile of the masked cells by weight")
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes[0].set_ylabel("share of the masked loss (± SD)")
+    for name, style in _styles(names, NO_REFERENCES).items():
+        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **style)
+    axes[2].set(title="weights", xlabel="decile of the masked cells by weight", ylabel="mean W", yscale="log")
+    axes[2].set_xticks(quantiles)
+    label_weights(axes[2])
+    axes[2].grid(color="0.92")
+    handles, labels = axes[0].get_legend_handles_labels()
+    equal = Line2D([], [], **UNIFORM)
+    figure.legend([*handles, equal], [*labels, "equal shares"], loc="outside lower center", ncols=4, frameon=False)
+    return figure
+
+
+def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
+    """Tokens colored by class, a panel for each model (t-SNE, and Figure 10's principal components).
+
+    Args:
+        planes: of the same images.
+    """
+    figure, axes = _panels(len(planes), 3.3, 3.4)
+    names = list(dict.fromkeys(planes[0].classes))
+    for axis, plane in zip(axes, planes, strict=True):
+        owner = np.array(plane.classes)
+        for name, color, marker in zip(names, cycle(POINT_COLORS), cycle("osD^vP"), strict=False):
+            points = plane.points[owner == name]
+            axis.scatter(
+                points[:, 0],
+                points[:, 1],
+                s=9,
+                color=color,
+                marker=marker,
+                alpha=0.75,
+                linewidths=0,
+                label=_short(name, 30),
+            )
+        _finish_plane(axis, plane)
+    _points_legend(figure, axes[0], ncols=5 if len(planes) > 1 else 2)
+    return figure
+
+
+def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
+    """Tokens before and after self-attention (Figures 8 and 9): filled before, hollow after, centroids as crosses.
+
+    Args:
+        planes: of one image or several, with both stages.
+    """
+    figure, axes = _panels(len(planes), 3.3, 3.4)
+    numbers = list(dict.fromkeys(planes[0].images))
+    for axis, plane in zip(axes, planes, strict=True):
+        owner, stage = np.array(plane.images), np.array(plane.stages)
+        for place, number in enumerate(numbers):
+            name = plane.classes[plane.images.index(number)]
+            for when in ("before", "after"):
+                color = (BEFORE, AFTER, "#009E73", "#D55E00")[2 * place + (when == "after")]
+                points = plane.points[(owner == number) & (stage == when)]
+                marker = "os"[place]
+                face = color if when == "before" else "none"
+                style: dict[str, Any] = {
+                    "facecolors": face,
+                    "edgecolors": color,
+                    "linewidths": 0.8,
+                    "s": 13,
+                    "marker": marker,
+                }
+                axis.scatter(points[:, 0], points[:, 1], **style, label=_short(f"{name}, {when}", 30))
+                if len(numbers) > 1:
+                    dark = "black" if when == "before" else "0.5"
+                    x, y = points.mean(axis=0)
+                    axis.scatter([x], [y], s=42, zorder=5, color=dark, marker="x", label=f"centroid {when}")
+        _finish_plane(axis, plane)
+    _points_legend(figure, axes[0], ncols=4 if len(planes) > 1 else 2)
+    return figure
+
+
+def _finish_plane(axis: Axes, plane: TokenPlane) -> None:
+    layer = "final output" if plane.layer == "final" else f"layer {plane.layer}"
+    axis.set_title(f"{_short(plane.model)}\n{layer}")
+    axis.set_xticks([])
+    axis.set_yticks([])
+    if plane.explained is not None:
+        axis.set_xlabel(f"PC 1 ({plane.explained[0]:.0%} of variance)")
+        axis.set_ylabel(f"PC 2 ({plane.explained[1]:.0%})")
+    axis.margins(0.06)
+
+
+def _points_legend(figure: Figure, axis: Axes, ncols: int) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    figure.legend(unique.values(), unique, loc="outside lower center", ncols=ncols, frameon=False, markerscale=1.4)
+
+
+def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) -> tuple[Figure, np.ndarray]:
+    """Axes of square images almost without gaps; row names on the left, a color bar's room on the right."""
+    side, left, right, bottom, top = 1.55, 1.35, 0.95, 0.1, 0.3 if titles else 0.1  # inches
+    width, height = left + side * columns + right, bottom + side * len(row_names) + top
+    figure = Figure(figsize=(width, height))
+    box = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+    axes = figure.subplots(len(row_names), columns, squeeze=False, gridspec_kw=box | {"wspace": 0.05, "hspace": 0.05})
+    for row, name in zip(axes, row_names, strict=True):
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+            for spine in axis.spines.values():
+                spine.set_visible(False)
+        _name_row(row[0], name)
+    return figure, axes
+
+
+def _name_row(axis: Axes, name: str) -> None:
+    lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
+    axis.set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
+
+
+def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str) -> Axes:
+    """The axis of a color bar right of the axes from `first` (top) to `last` (bottom)."""
+    top, bottom = first.get_position(), last.get_position()
+    width = figure.get_figwidth()
+    height = top.y1 - bottom.y0
+    box = (top.x1 + 0.1 / width, bottom.y0 + 0.05 * height, 0.12 / width, 0.9 * height)
+    return figure.colorbar(shown, cax=figure.add_axes(box), label=label).ax
+
+
+def attention_maps_figure(images: Sequence[np.ndarray], maps: Sequence[AttentionMaps]) -> Figure:
+    """Attention of a marked token: images in the first row, models in the others; all maps share one scale.
+
+    Args:
+        images: `(size, size, 3)`, uint8.
+        maps: of each model.
+    """
+    figure, axes = _image_grid(["image", *(f"{part.model}\nlayer {part.layer}" for part in maps)], len(images))
+    most = max(float(part.maps.max()) * part.maps.shape[1] ** 2 for part in maps)
+    norm = PowerNorm(0.5, 0.0, max(most, 2.0))
+    for axis, image in zip(axes[0], images, strict=True):
+        axis.imshow(image)
+        _mark_token(axis, maps[0].query, image.shape[0] / maps[0].maps.shape[1])
+    for row, part in zip(axes[1:], maps, strict=True):
+        for axis, values in zip(row, part.maps, strict=True):
+            shown = axis.imshow(values * values.size, cmap="magma", norm=norm)
+            _mark_token(axis, part.query, 1.0)
+    _bar_beside(figure, shown, axes[1][-1], axes[-1][-1], "attention / uniform")
+    return figure
+
+
+def _mark_token(axis: Axes, query: tuple[int, int], side: float) -> None:
+    corner = (query[1] * side - 0.5, query[0] * side - 0.5)
+    axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="white", linewidth=3.0))
+    axis.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="red", linewidth=1.6))
+
+
+def reconstructions_figure(parts: Sequence[Reconstructions]) -> Figure:
+    """Originals, masked images, every model's reconstructions, and the weights as a heat map, a column for each image.
+
+    Args:
+        parts: of each model; originals, masks and weights are drawn for the first, and again where the size differs.
+    """
+    rows: list[tuple[str, np.ndarray]] = []
+    size = 0
+    for part in parts:
+        if part.originals.shape[1] != size:
+            size = part.originals.shape[1]
+            rows += [(f"original\n{size} px", part.originals), ("masked", part.masked)]
+        rows.append((part.model, part.filled))
+    rows.append(("weights W", parts[0].weights))
+    figure, axes = _image_grid([name for name, _ in rows], len(parts[0].originals))
+    norm = weight_norm(parts[0].weights)
+    for row, (_, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(row, images, strict=True):
+            shown = axis.imshow(image, cmap="magma", norm=norm) if image.ndim == 2 else axis.imshow(image)
+    label_weights(_bar_beside(figure, shown, axes[-1][-1], axes[-1][-1], "W"))
+    return figure
+
+
+def keypoints_figure(
+    image: np.ndarray,
+    positions: Mapping[str, np.ndarray],
+    maps: Mapping[str, np.ndarray],
+    densities: Mapping[str, np.ndarray],
+) -> Figure:
+    """A column for each detector: the image, its keypoints on it, their map F, and the density of it.
+
+    Args:
+        image: `(size, size, 3)`, uint8.
+        positions: from a detector's name to `(num_keypoints, 2)`, x and y in pixels.
+        maps: `(size, size)`, values {0, 1}.
+        densities: `(cells, cells)`, in [0, 1].
+    """
+    figure, axes = _image_grid(["image", "keypoints", "map F", "density Ω"], len(positions), titles=True)
+    for column, name in enumerate(positions):
+        plain, keypoints, points, density = axes[:, column]
+        plain.imshow(image)
+        keypoints.imshow(image)
+        keypoints.scatter(positions[name][:, 0], positions[name][:, 1], s=3, color="#E69F00", linewidths=0)
+        keypoints.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
+        points.imshow(maps[name], cmap="gray_r", vmin=0, vmax=1)
+        shown = density.imshow(densities[name], cmap="magma", vmin=0, vmax=1)
+        plain.set_title(f"{name.upper()}: {len(positions[name])}", fontsize="medium")
+    _bar_beside(figure, shown, axes[-1][-1], axes[-1][-1], "density")
+    return figure
+
+
+def weight_grid_figure(image: np.ndarray, grid: Mapping[tuple[int, float], np.ndarray]) -> Figure:
+    """Weights of an image: a row for each cell size, a column for each temperature; all share one scale.
+
+    Args:
+        image: `(size, size, 3)`, uint8, shown in the first column.
+        grid: of `weight_grid`.
+    """
+    cell_sizes = list(dict.fromkeys(cell_size for cell_size, _ in grid))
+    temperatures = list(dict.fromkeys(temperature for _, temperature in grid))
+    names = [f"cells of {cell_size} px" for cell_size in cell_sizes]
+    figure, axes = _image_grid(names, len(temperatures) + 1, titles=True)
+    norm = weight_norm(*grid.values())
+    for row, cell_size in zip(axes, cell_sizes, strict=True):
+        row[0].imshow(image)
+        for axis, temperature in zip(row[1:], temperatures, strict=True):
+            shown = axis.imshow(grid[cell_size, temperature], cmap="magma", norm=norm)
+    for axis, temperature in zip(axes[0][1:], temperatures, strict=True):
+        axis.set_title(f"T = {temperature:g}", fontsize="medium")
+    label_weights(_bar_beside(figure, shown, axes[0][-1], axes[-1][-1], "W"))
+    return figure

@@ -1,0 +1,69 @@
+"""List the recipes that come with this package, or copy one to change it.
+
+kamim configs
+kamim configs pretrain/kamim_vit_base__in1k__192__100ep.yaml
+kamim pretrain kamim_vit_base__in1k__192__100ep.yaml --temperature 0.5
+"""
+
+import shutil
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+
+from ..errors import InputError
+from .endings import run
+
+
+def main() -> None:
+    """List the configs, or copy the one that is named into the working directory."""
+    folder = packaged()
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml"))
+    wanted = sys.argv[1:]
+    if wanted in (["-h"], ["--help"]):
+        print(f"usage: kamim configs [NAME]\n\n{__doc__}")
+    elif not wanted:
+        print("\n".join(names))
+    else:
+        for name in wanted:
+            copy(folder, name, names)
+
+
+def config_file(path: Path) -> Path:
+    """A config file, or the one of this name that comes with the package.
+
+    Raises:
+        InputError: if there is neither.
+    """
+    name = path.as_posix().removeprefix("configs/")
+    own = [file for file in packaged().rglob("*.yaml") if file.as_posix().endswith(f"/{name}")]
+    if not path.is_file() and not own:
+        raise InputError(f"there is no config file {path}; `kamim configs` lists those of this package")
+    return path if path.is_file() else own[0]
+
+
+def packaged() -> Path:
+    """The folder of the configs that come with this package."""
+    installed = Path(__file__).parent.parent / "configs"
+    return installed if installed.is_dir() else installed.parents[1] / "configs"  # of an editable install
+
+
+def copy(folder: Path, name: str, names: list[str]) -> None:
+    """Copy a config into the working directory.
+
+    Raises:
+        InputError: if there is none of this name, or a file would be overwritten.
+    """
+    if name not in names:
+        nearest = get_close_matches(name, names, n=1, cutoff=0.3)
+        raise InputError(
+            f"there is no config {name!r}; did you mean {nearest[0]!r}?" if nearest else f"there is no config {name!r}"
+        )
+    target = Path(Path(name).name)
+    if target.exists():
+        raise InputError(f"{target} is there already; move it away, or use it")
+    shutil.copyfile(folder / name, target)
+    print(f"copied to {target}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,75 @@
+"""`kamim COMMAND ...`: one command line for everything. Commands are imported when they are called."""
+
+import importlib
+import sys
+from difflib import get_close_matches
+
+from .. import __version__
+from ..errors import InputError
+from .endings import run
+from .spelling import check_options
+
+COMMANDS = {
+    "pretrain": "pretrain a ViT or Swin by masked image modeling, with keypoint weights or without",
+    "evaluate": "score a checkpoint: linear probes, nearest neighbors, fine-tuning",
+    "reconstruct": "score and draw what checkpoints fill into masked images",
+    "report": "gather results of evaluations in tables and pictures",
+    "analyze": "look at attention, frequencies, tokens and similarities of encoders",
+    "prepare": "make a data set ready for fast training, once",
+    "check": "look at every image of a data set beforehand",
+    "push": "publish a checkpoint on the Hub",
+    "convert": "read checkpoints of KAMIM's authors, SimMIM, MAE and MoCo v3",
+    "export": "write an encoder for timm or ONNX",
+    "sweep": "print the commands of a table of runs",
+    "configs": "list the recipes that come with this package, or copy one",
+}
+_OWN_OPTIONS = ("report", "convert", "export", "configs")  # few, and quickly told by the command itself
+
+
+def main() -> None:
+    """Run the command that `sys.argv` names, and end the process as it ended."""
+    sys.argv[0] = "kamim"
+    run(dispatch)
+
+
+def dispatch() -> None:
+    """Run the command that `sys.argv` names.
+
+    Raises:
+        InputError: if there is no such command.
+    """
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+    elif name == "--version":
+        print(f"kamim {__version__}")
+    elif name in COMMANDS:
+        sys.argv = [f"kamim {name}", *rest]
+        if name not in _OWN_OPTIONS:
+            check_options(rest)
+        importlib.import_module(f"{__package__}.{name}").main()
+    else:
+        nearest = get_close_matches(name, COMMANDS, n=1)
+        advice = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise InputError(f"there is no command {name!r}; {advice}commands: {', '.join(COMMANDS)}")
+
+
+def usage() -> str:
+    """What `kamim --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: kamim COMMAND [config.yaml] [--key value ...]",
+            "",
+            f"KAMIM {__version__}: keypoint-aware masked image modeling on transformers' ViT and Swin.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`kamim COMMAND --help` lists what a command takes. To try it out, on embedded photographs:",
+            "  kamim pretrain --model_size tiny --max_steps 3 --use_cpu",
+            "On several GPUs or machines:",
+            "  accelerate launch -m modeling_kamim.commands.pretrain --model_type vit",
+        ]
+    )

@@ -1,0 +1,294 @@
+"""Command line and YAML: the YAML file sets the defaults, the command line wins, unknown keys are errors."""
+
+import argparse
+import dataclasses
+import datetime
+import difflib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..errors import InputError, on_one_line
+from ..hub.privacy import public_settings, without_tokens
+from ..training.arguments import PretrainingArguments, RecipeArguments
+from .configs import config_file
+from .program import program
+
+
+def parse(
+    argument_types: Sequence[type],
+    argv: Sequence[str] | None = None,
+    description: str = "",
+    positional: Sequence[str] = (),
+) -> tuple[Any, ...]:
+    """Parse `[config.yaml] [--key value ...]` into dataclasses.
+
+    Args:
+        argument_types: dataclasses, as for `HfArgumentParser`.
+        argv: the command line without the program; `sys.argv` where None.
+        description: shown by `--help`.
+        positional: arguments that may be given first, without their names, in place of a YAML file.
+
+    Raises:
+        InputError: for a missing or malformed file, an unknown key (with the nearest known one), or a value that is
+            not allowed.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    given = list(argv)
+    parser = _Parser(
+        argument_types,
+        prog=" ".join(program()),
+        usage=f"%(prog)s {' '.join(map(str.upper, positional)) or '[config.yaml]'} [--key value ...]",
+        description=description,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.answer_help(argv)
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        argv = parser.yaml_to_argv(Path(argv[0])) + argv[1:]
+    for name in positional:
+        if argv and not argv[0].startswith("-"):
+            argv = [*argv[1:], f"--{name}", argv[0]]
+    try:
+        known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except InputError:
+        raise
+    except _REFUSALS as error:  # of a value that a dataclass, transformers' above all, does not take
+        raise InputError(f"{on_one_line(error)} (see --help)") from error
+    *parsed, unknown = known
+    if unknown:
+        raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
+    for group in parsed:
+        if isinstance(group, TrainingArguments):
+            group._command = [*program(), *given]  # for the command that goes on with an interrupted run
+    return tuple(parsed)
+
+
+_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
+_NOT_OF_THE_RUN = re.compile(
+    r"output_dir|push_to_hub|resume_from_checkpoint|num_proc|report_to|disable_tqdm|run_name|project|(hub|trackio)_\w*"
+)
+
+
+def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
+    """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
+
+    What names a place instead of the training (output_dir, what begins with hub_, ...) is left out. So is what cannot
+    be published as it is, such as a local path; a comment tells its key and its public name. The first line is a
+    comment with the command.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(argument_types, allow_abbrev=False)
+    has_file = bool(argv) and argv[0].endswith((".yaml", ".yml"))
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
+    settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
+    typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
+    options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
+    command = " ".join([*program(), *([_shell_word(_public_file(argv[0]))] if has_file else []), *options])
+    public = {key: public_settings(value, key) for key, value in settings.items()}
+    hidden = "".join(
+        f"# {key}: {_as_typed(public[key])} (on the machine of the run; give your own)\n"
+        for key in settings
+        if public[key] != settings[key]
+    )
+    kept = {key: value for key, value in settings.items() if public[key] == value}
+    body = yaml.safe_dump(kept, sort_keys=False) if kept else ""
+    return without_tokens(f"# {command}\n{hidden}{body}")
+
+
+def changed(group: Any, *names: str) -> dict[str, Any]:
+    """Of some arguments of a dataclass those that are not its defaults."""
+    defaults = {field.name: field.default for field in dataclasses.fields(group)}
+    return {name: getattr(group, name) for name in names if getattr(group, name) != defaults[name]}
+
+
+def command(*words: str | Path, **options: Any) -> str:
+    """A command line to be typed in a shell: the program, what stands before its options, and these."""
+    return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
+
+
+def _own_settings() -> set[str]:
+    """Settings of transformers that this package has a default or a text of its own for."""
+    return set(RecipeArguments.__annotations__) | set(PretrainingArguments.__annotations__)
+
+
+def _as_typed(value: Any) -> str:
+    return " ".join(_shell_word(str(word)) for word in (value if isinstance(value, list) else [value]))
+
+
+def _shell_word(word: str) -> str:
+    """The word as it is typed in a shell, on one line: in bash's $'...' where a character cannot be printed."""
+    if word.isprintable():
+        return shlex.quote(word)
+    escaped = (c if c.isprintable() and c not in "\\'" else _escape(c) for c in word)
+    return f"$'{''.join(escaped)}'"
+
+
+def _escape(character: str) -> str:
+    return f"\\{character}" if character in "\\'" else f"\\U{ord(character):08x}"
+
+
+def _public_file(file: str) -> str:
+    return Path(file).name if Path(file).is_absolute() or ".." in Path(file).parts else file
+
+
+_MOST_ITEMS = 200  # of a mapping in a YAML file
+_MOST_BYTES = 50_000  # of a YAML file
+_MOST_KEYS = 1000  # of a mapping with those that `<<` merges into it
+_MOST_MERGES = 100  # in a YAML file
+_MOST_LEVELS = 100  # of lists and mappings in each other
+
+
+_OFTEN_SET = frozenset(
+    (
+        "bf16",
+        "data_seed",
+        "dataloader_num_workers",
+        "eval_steps",
+        "eval_strategy",
+        "fp16",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_token",
+        "load_best_model_at_end",
+        "max_steps",
+        "metric_for_best_model",
+        "push_to_hub",
+        "report_to",
+        "resume_from_checkpoint",
+        "run_name",
+        "save_steps",
+        "save_strategy",
+        "seed",
+        "torch_compile",
+        "use_cpu",
+    )
+)
+# of transformers' settings; those that this package has a default or a text of its own for are shown too
+_SELDOM_SET = {field.name for field in dataclasses.fields(TrainingArguments)} - _OFTEN_SET - _own_settings()
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """One spelling of each argument, its default beside it; the description as it is written."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.choices is not None or isinstance(action, argparse._HelpAction):
+            return super()._format_action_invocation(action).split(", --")[0]
+        value = "N" if action.type is int else "X" if action.type is float else "TEXT" if action.nargs != 0 else ""
+        more = " ..." if action.nargs in ("+", "*") else ""
+        return f"{action.option_strings[0]} {value}{more}".strip()
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required:
+            return f"{action.help} (required)"
+        return action.help if action.default in (None, []) else super()._get_help_string(action)
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str):
+        raise InputError(f"{message} (see --help)")
+
+    def answer_help(self, argv: Sequence[str]) -> None:
+        """Print what `--help` or `--help-all` shows, and end the process; where neither is given, do nothing."""
+        if "--help-all" not in argv and not {"-h", "--help"} & set(argv):
+            return
+        hidden = set() if "--help-all" in argv else _SELDOM_SET
+        for action in self._actions:
+            if action.dest in hidden:
+                action.help = argparse.SUPPRESS
+        if hidden & {action.dest for action in self._actions}:
+            self.epilog = "All of transformers' TrainingArguments work; --help-all lists them."
+        self.print_help()
+        sys.exit(0)
+
+    def suggestion(self, key: str) -> str:
+        keys = [action.dest for action in self._actions]
+        nearest = difflib.get_close_matches(key.lstrip("-").split("=")[0], keys, n=1)
+        return f"; did you mean {nearest[0]!r}?" if nearest else ""
+
+    def yaml_to_argv(self, path: Path) -> list[str]:
+        argv: list[str] = []
+        for key, value in read_yaml(path).items():
+            if key not in {action.dest for action in self._actions} - {"help"}:
+                raise InputError(f"unknown key {key!r} in {path}{self.suggestion(str(key))}")
+            if value is None:
+                continue
+            values = value if isinstance(value, list) else [value]
+            try:
+                words = [_as_word(value) for value in values]
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{key} in {path}: {error}; give a value, a list of values, or a mapping") from None
+            # one word could begin with a dash, which only the first form allows
+            argv += [f"--{key}={words[0]}"] if len(words) == 1 else [f"--{key}", *words]
+        return argv
+
+
+def _as_word(value: Any) -> str:
+    """A YAML value as a word of the command line; a mapping becomes JSON."""
+    if isinstance(value, str | int | float | datetime.date):
+        return str(value)
+    if not isinstance(value, dict):
+        raise TypeError(f"a {type(value).__name__} where a value is expected")
+    items: list[Any] = [value]
+    for item in items:  # grows meanwhile; aliases can make it endless
+        if len(items) > _MOST_ITEMS:
+            raise TypeError(f"more than {_MOST_ITEMS} items")
+        items += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return json.dumps(value)
+
+
+class _SettingsLoader(yaml.SafeLoader):
+    """PyYAML's safe loader, with limits on nesting and on what merges (`<<: [*a, *a]`) make of a small file."""
+
+    num_merges = num_levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.num_levels += 1
+        if self.num_levels > _MOST_LEVELS:
+            raise yaml.composer.ComposerError(problem=f"more than {_MOST_LEVELS} levels")
+        node = super().compose_node(parent, index)
+        self.num_levels -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        self.num_merges += sum(len(v.value) for k, v in node.value if k.tag == _MERGE and isinstance(v.value, list))
+        if self.num_merges <= _MOST_MERGES:
+            super().flatten_mapping(node)
+        if self.num_merges > _MOST_MERGES or len(node.value) > _MOST_KEYS:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"more than {_MOST_MERGES} merges (<<) or {_MOST_KEYS} keys", node.start_mark
+            )
+
+
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        InputError: if there is no such file, it is large, or it is not a flat mapping.
+    """
+    path = config_file(path)
+    if path.stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes; a config file has at most {_MOST_BYTES:,}")
+    try:
+        keys = _SettingsLoader(path.read_text(encoding="utf-8")).get_single_data()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything
+        raise InputError(f"{path} is not valid YAML: {on_one_line(error)}") from None
+    if not isinstance(keys, dict):
+        raise InputError(f"{path} must hold 'key: value' lines")
+    return keys

@@ -1,0 +1,91 @@
+"""Prepare a data set for fast training: smaller images and keypoint densities in Parquet, detected once.
+
+kamim prepare path/to/images path/to/prepared --image_size 192 --num_proc 8
+kamim prepare ILSVRC/imagenet-1k path/to/prepared --keypoint_detector fast sift orb --num_proc 16
+kamim pretrain --dataset_name path/to/prepared --model_type vit
+
+kamim prepare path/to/images path/to/prepared --push_to_hub --repo user/prepared --private true
+
+The same command, run again after an interruption, goes on where it stopped.
+"""
+
+import logging
+from pathlib import Path
+
+import datasets
+from huggingface_hub import DatasetCard
+
+from ..data.attach_density import choose_pixel_range
+from ..data.bad_images import list_bad_images
+from ..data.loading import load_source
+from ..data.preparation import PUBLISHED, Preparation, prepare_dataset
+from ..data.trust import link_findings, refuse
+from ..errors import InputError
+from ..hub.cards import ask_about_card, prepared_dataset_card, published_dataset_card
+from ..hub.publishing import Publisher, PublishError
+from .endings import run
+from .parser import changed, command, parse
+from .tables import PREPARATION_ARGUMENTS
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    source, args, hub = parse(PREPARATION_ARGUMENTS, None, __doc__, positional=("dataset_name", "output_dir"))
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    output_dir = Path(args.output_dir)
+
+    images, image_column = load_source(source)
+    publisher = None
+    if args.push_to_hub:
+        # a folder that was unpacked may hold links to private images
+        links = link_findings(images, image_column, source.dataset_name)
+        refuse(source.dataset_name, links, source.trust_data_files)
+        publisher = Publisher(args.repo, hub.token, hub.private, hub.revision, repo_type="dataset")
+    train = images["train"] if "train" in images else next(iter(images.values()))
+    preparation = Preparation(
+        image_column,
+        args.image_size,
+        args.densities(),
+        args.quality,
+        skip_bad_images=args.bad_images == "skip",
+        pixel_range=choose_pixel_range(train, image_column, num_proc=source.num_proc),
+    )
+    datasets.disable_progress_bars()  # one bar for everything
+    if publisher is not None:
+        nothing_yet = {"num_rows": 0, "num_bytes": 0, "num_bad": 0}
+        ask_about_card(prepared_dataset_card(output_dir, source.dataset_name, preparation, nothing_yet, hub.license))
+    bad_images = prepare_dataset(
+        images,
+        output_dir,
+        preparation,
+        source.dataset_name,
+        args.rows_per_shard,
+        source.num_proc or 1,
+        args.engine,
+        hub.license,
+    )
+    list_bad_images(bad_images, output_dir, should_save=True)
+
+    logger.info("The prepared data set and its card are in %s", output_dir)
+    run_settings = changed(args, "image_size", "keypoint_footprint", "crop_min_scale")
+    if args.keypoint_detector[0] != "fast":
+        run_settings["keypoint_detector"] = args.keypoint_detector[0]
+    logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))
+    if publisher is None:
+        logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
+        return
+    try:
+        publisher.prepare()
+        card = published_dataset_card(DatasetCard.load(output_dir / "README.md"), publisher.repo_id)
+        publisher.push_folder(output_dir, PUBLISHED, "Upload the prepared data set")
+        address = publisher.push({"README.md": str(card).encode()}, "Card with the name of the repository")
+    except PublishError as error:
+        raise InputError(
+            f"prepared, but not published: {error}. The same command again prepares nothing twice and publishes"
+        ) from error
+    logger.info("Published: %s", address)
+
+
+if __name__ == "__main__":
+    run(main)

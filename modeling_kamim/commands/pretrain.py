@@ -1,0 +1,229 @@
+"""Pretrain a ViT or Swin by masked image modeling with keypoint weights (KAMIM), or without (SimMIM).
+
+accelerate launch -m modeling_kamim.commands.pretrain --model_type vit
+kamim pretrain configs/quickstart/pretrain.yaml --temperature 0.5
+kamim pretrain --model_type swin --model_size tiny --dataset_name path/to/images --weighting none
+"""
+
+import dataclasses
+import logging
+import math
+from functools import partial
+from pathlib import Path
+
+import cv2
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from torch.utils.data import default_collate
+from transformers import set_seed
+
+from ..data.attach_density import choose_pixel_range, prepare_images
+from ..data.augmentation import ClassificationTransform
+from ..data.keypoint_share import check_samples
+from ..data.loading import (
+    DataArguments,
+    keep_encoded,
+    load_labelled_images,
+    subsample,
+)
+from ..data.samples import SampleDataset
+from ..data.streaming.stream import StreamingArguments
+from ..evaluation.online_probe import OnlineProbe
+from ..evaluation.results import checkpoint_rows
+from ..evaluation.settings import OnlineProbeArguments
+from ..hub.cards import pretraining_card
+from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.pixel_range import PixelRange
+from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..models.sizes import build_config
+from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
+from ..training.checkpoint_page import CheckpointPage
+from ..training.figures import curves_figure, reconstruction_figure, save_figure
+from ..training.forecast import tell_duration
+from ..training.launch import check_launch
+from ..training.resume import find_checkpoint, run_settings
+from ..training.run_directory import claimed, step_of
+from ..training.sources import open_source
+from ..training.trainer import MaskedImageTrainer
+from .endings import run
+from .parser import changed, command, given_settings, parse
+from .tables import PRETRAINING_ARGUMENTS
+
+logger = logging.getLogger(__name__)
+CONFIG_KEYS = (
+    "weighting",
+    "temperature",
+    "weight_norm",
+    "weight_patch_size",
+    "keypoint_detector",
+    "keypoint_detector_args",
+    "keypoint_footprint",
+    "keypoint_source",
+    "mask_patch_size",
+    "mask_ratio",
+)
+SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_split", "image_column", "trust_data_files")
+
+
+def main() -> None:
+    arguments = parse(PRETRAINING_ARGUMENTS, None, __doc__)
+    *_, training_args = arguments
+    logging.basicConfig(
+        level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
+    )
+    cv2.setNumThreads(1)
+    check_launch(training_args)
+    with claimed(training_args):
+        pretrain(*arguments)
+
+
+def pretrain(
+    data_args: DataArguments,
+    kamim_args: KamimArguments,
+    stream_args: StreamingArguments,
+    probe_args: OnlineProbeArguments,
+    training_args: PretrainingArguments,
+) -> None:
+    set_seed(training_args.seed)
+    output_dir = Path(training_args.output_dir)
+    checkpoint = find_checkpoint(training_args)
+    shuffle_buffer = stream_args.shuffle_buffer if stream_args.streaming else None
+    source = open_source(data_args, kamim_args, training_args, shuffle_buffer, probe_args.probe_every)
+
+    # Model
+    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    kamim["dataset_name"] = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
+    config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
+    model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
+    processor = image_processor(config.image_size, checkpoint)
+    page = CheckpointPage(given_settings(PRETRAINING_ARGUMENTS), training_args, kamim["dataset_name"])
+    page.ask_hub(pretraining_card(page.run, config))
+
+    # Data
+    weighting = kamim_args.cell_weighting()
+    transform = kamim_args.transform(source.image_column, config.patch_size)
+    with training_args.main_process_first(desc="measuring pixels"):
+        pixel_range = choose_pixel_range(
+            source.known(transform.columns), source.image_column, pixel_range_of(processor), data_args.num_proc
+        )
+    keep_pixel_range(processor, pixel_range)
+    transform = dataclasses.replace(transform, pixel_range=pixel_range)
+    source.make_samples(transform)
+    if weighting and training_args.process_index == 0:
+        check_samples(source.known_samples(transform))
+    source.list_bad_images()
+    shown = source.shown(transform)
+
+    # Training
+    describe_run(kamim_args, training_args, model, source.num_images)
+    tell_duration(model, training_args, source.num_images, step_of(Path(checkpoint)) if checkpoint else 0)
+    facts = {"num_train_images": source.num_images}
+    trainer = source.trainer_class(
+        model=model,
+        args=training_args,
+        train_dataset=source.train_samples,
+        eval_dataset=source.eval_samples,
+        data_collator=default_collate,
+        processing_class=processor,
+        weighting=weighting,
+        num_cells=config.image_size // kamim_args.weight_patch_size,
+        run_settings=run_settings(data_args, kamim_args, stream_args, probe_args, training_args, **facts),
+        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
+    )
+    steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
+    if steps:
+        trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps, pixel_range))
+    page.write(pretraining_card(page.run, config))
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+
+    # Evaluation
+    if source.eval_samples is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+
+    # Checkpoint page
+    if training_args.should_save:
+        log = trainer.state.log_history
+        if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
+            model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(training_args.device)
+        save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
+        save_figure(partial(curves_figure, log), output_dir / "training_curves.png")
+        card = pretraining_card(page.run, config, log, training_args.total_batch_size)
+        page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
+        logger.info("Checkpoint, results and README.md are in %s", output_dir)
+        probe = command("kamim", "evaluate", model_name_or_path=output_dir, **changed(data_args, *SOURCE))
+        logger.info("Next: %s", probe)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def online_probe(
+    trainer: MaskedImageTrainer,
+    data_args: DataArguments,
+    args: OnlineProbeArguments,
+    image_size: int,
+    steps: int,
+    pixel_range: PixelRange | None,
+) -> OnlineProbe:
+    seed = trainer.args.seed
+    images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
+    transform = ClassificationTransform(images.image_column, images.label_column, image_size, "none", pixel_range)
+
+    def samples(split: Dataset) -> SampleDataset:
+        split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
+        with trainer.args.main_process_first(desc="preparing the probe's images"):
+            skip = data_args.bad_images == "skip"
+            split, _ = prepare_images(split, images.image_column, None, skip, data_args.num_proc)
+        return SampleDataset(split.select_columns([images.image_column, images.label_column]), transform, seed)
+
+    return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)
+
+
+def describe_run(
+    kamim_args: KamimArguments,
+    training_args: PretrainingArguments,
+    model: KamimForMaskedImageModeling,
+    num_images: int | None,
+) -> None:
+    size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
+    logger.info(
+        "%s of %s-%s (encoder: %.1fM parameters) on %s images, %d process(es)",
+        *(kamim_args.method, kamim_args.model_type, kamim_args.model_size),
+        *(size, "streamed" if num_images is None else num_images, training_args.world_size),
+    )
+    logger.info("Speed: %s", training_args.describe_speed())
+    logger.info(
+        "%d images per step; the paper's learning rate goes with %d (--global_batch_size %d accumulates to it)",
+        *(training_args.total_batch_size, PAPER_BATCH_SIZE, PAPER_BATCH_SIZE),
+    )
+
+
+@torch.no_grad()
+def draw_reconstructions(
+    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
+) -> Figure:
+    rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
+    batch = trainer._prepare_inputs(default_collate([dataset[row] for row in rows]))
+    model.eval()
+    reconstruction = model(**batch).reconstruction
+    side = model.config.image_size // model.config.patch_size
+    weights = batch.get("keypoint_weights", torch.ones(len(rows), 1, 1))
+    return reconstruction_figure(
+        batch["pixel_values"].cpu(),
+        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        reconstruction.cpu(),
+        weights.cpu(),
+        trainer.processing_class.image_mean,
+        trainer.processing_class.image_std,
+    )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,47 @@
+"""Names of options, read from the source alone: a typing mistake is told before torch is imported."""
+
+import ast
+import importlib.util
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+
+from ..errors import InputError
+
+
+def check_options(argv: Sequence[str]) -> None:
+    """Look at the names of the options of a command line.
+
+    Raises:
+        InputError: for one that no command has, with the nearest; what is not refused here the parser may refuse.
+    """
+    for word in argv:
+        name = word[2:].split("=")[0].replace("-", "_")
+        if word.startswith("--") and name.removeprefix("no_") not in known_options():
+            nearest = get_close_matches(name, known_options(), n=1)
+            raise InputError(f"unknown argument {word!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+
+
+@cache
+def known_options() -> frozenset[str]:
+    """Fields of all dataclasses of settings, of this package and of transformers."""
+    files = list(Path(__file__).parent.parent.rglob("*.py"))
+    transformers = importlib.util.find_spec("transformers")
+    if transformers is not None and transformers.origin:
+        files.append(Path(transformers.origin).with_name("training_args.py"))
+    return frozenset(("help", "help_all")).union(*map(_fields, files))
+
+
+def _fields(file: Path) -> set[str]:
+    text = file.read_text(encoding="utf-8")
+    if "Arguments" not in text:
+        return set()
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)]
+    return {
+        statement.target.id
+        for node in classes
+        if node.name.endswith("Arguments")
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }

@@ -1,0 +1,16 @@
+"""Which settings each command has."""
+
+from ..data.loading import DataArguments, SourceArguments
+from ..data.preparation import PreparationArguments
+from ..data.streaming.stream import StreamingArguments
+from ..evaluation.settings import ClassificationArguments, OnlineProbeArguments, ProbingArguments
+from ..hub.publishing import HubArguments
+from ..training.arguments import KamimArguments, PretrainingArguments
+
+PRETRAINING_ARGUMENTS = (DataArguments, KamimArguments, StreamingArguments, OnlineProbeArguments, PretrainingArguments)
+CLASSIFICATION_ARGUMENTS = (DataArguments, ClassificationArguments, ProbingArguments)
+PREPARATION_ARGUMENTS = (SourceArguments, PreparationArguments, HubArguments)
+COMMAND_ARGUMENTS: dict[str, tuple[type, ...]] = {
+    "pretrain": PRETRAINING_ARGUMENTS,
+    "evaluate": CLASSIFICATION_ARGUMENTS,
+}

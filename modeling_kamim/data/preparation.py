@@ -1,0 +1,409 @@
+"""Data sets made ready for fast training: smaller images with their keypoint densities, in sharded Parquet.
+
+The work is `Preparation`, a pure function from rows to rows, and `ShardJob`, which writes one file of them. What runs
+the jobs, processes of this machine or Ray Data on many, knows nothing of either.
+"""
+
+import io
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePath
+from typing import Any, Literal
+from uuid import uuid4
+
+import cv2
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+from tqdm import tqdm
+
+from .. import files as durability
+from ..errors import InputError
+from ..files import check_output_dir
+from ..hub.cards import prepared_dataset_card
+from ..limits import check_ranges
+from ..models.pixel_range import PixelRange
+from ..objective.keypoints import KeypointDetector
+from .attach_density import process_rows
+from .decoding import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_image
+from .fingerprint import sampled
+from .keypoint_share import NUM_STORED, has_keypoints, warn_without_keypoints
+from .stored_density import DensityDetector, DensityFormat, stored_columns
+
+
+@dataclass
+class PreparationArguments:
+    """How the images are prepared."""
+
+    _argument_group_name = "preparation"
+
+    output_dir: str = field(metadata={"help": "Folder of the prepared data set."})
+    image_size: int = field(
+        default=192,
+        metadata={"help": "Side of the model's input in pixels; images are shrunk to a short side of 4/3 of it."},
+    )
+    quality: int = field(default=90, metadata={"help": "JPEG quality of the shrunk images, 1 to 100."})
+    keypoint_detector: list[str] = field(
+        default_factory=lambda: ["fast"], metadata={"help": "One or several of fast, sift and orb."}
+    )
+    keypoint_footprint: Literal["circle", "point"] = field(
+        default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    )
+    crop_min_scale: float = field(
+        default=0.67, metadata={"help": "Least area of the training's crops; sets the scale of detection."}
+    )
+    bad_images: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out and list it."},
+    )
+    rows_per_shard: int = field(default=4096, metadata={"help": "Images in a Parquet file."})
+    engine: Literal["local", "ray"] = field(
+        default="local",
+        metadata={"help": "Processes of this machine, or Ray Data on the cluster that RAY_ADDRESS names."},
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the prepared data set as --repo."})
+    repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
+
+    def __post_init__(self):
+        check_output_dir(self.output_dir)
+        if self.push_to_hub and self.repo is None:
+            raise InputError("--push_to_hub needs --repo user/name")
+        check_ranges(self)
+        self.densities()
+
+    def densities(self) -> tuple[DensityDetector, ...]:
+        """The detectors of whole images that these arguments describe."""
+        detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
+        return tuple(DensityDetector(detector, self.image_size, self.crop_min_scale) for detector in detectors)
+
+
+SETTINGS_FILE = "preparation.json"
+PUBLISHED = (SETTINGS_FILE, "data/*.parquet")  # and the card
+BATCH_SIZE = 100
+JPEG_LIMIT = 65_500  # pixels of a side
+_SHARDS_LOOKED_AT = 8  # for images without keypoints
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
+
+    An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG, or a PNG
+    where a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8 bits if it has more.
+    Densities are detected before that, so they are those of the `datasets.map` step.
+
+    Args:
+        image_column: column of the image, as `datasets.Image(decode=False)`; the other columns are passed on.
+        image_size: side of the model's input in pixels.
+        densities: what is detected; may be empty.
+        quality: of the JPEGs, 1 to 100.
+        skip_bad_images: leave out images that cannot be decoded instead of raising.
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+    """
+
+    image_column: str
+    image_size: int
+    densities: tuple[DensityDetector, ...]
+    quality: int = 90
+    skip_bad_images: bool = False
+    pixel_range: PixelRange | None = None
+
+    @property
+    def short_side(self) -> int:
+        """Short side of the images in pixels: so large that few crops are enlarged."""
+        return round(self.image_size * 4 / 3)
+
+    def features(self, features: datasets.Features) -> datasets.Features:
+        """Features of the result for those of the rows."""
+        columns = _without_densities(features)
+        columns[self.image_column] = datasets.Image()
+        columns |= {density.column: datasets.Value("binary") for density in self.densities}
+        return datasets.Features(columns)
+
+    def __call__(self, rows: dict[str, list], indices: list[int]) -> tuple[dict[str, list], list[str]]:
+        """Prepare a batch.
+
+        Args:
+            rows: columns of the batch.
+            indices: numbers of its rows, to name images that have no name.
+
+        Returns:
+            Columns of the prepared rows, and a line for each bad image that was left out.
+
+        Raises:
+            BadImageError: for the first bad image, unless they are skipped.
+        """
+        found = list(process_rows(rows[self.image_column], indices, self.skip_bad_images, self._prepare))
+        kept = [place for place, (prepared, _) in enumerate(found) if prepared is not None]
+        columns = {name: [values[place] for place in kept] for name, values in _without_densities(rows).items()}
+        for name in (self.image_column, *(density.column for density in self.densities)):
+            columns[name] = [prepared[name] for prepared, _ in found if prepared is not None]
+        return columns, [error for _, error in found if error is not None]
+
+    def _prepare(self, source: dict[str, Any], name: str) -> dict[str, Any]:
+        """The columns of an image that are made here."""
+        image = decode_image(source, name, self.pixel_range)
+        densities = {density.column: density(image) for density in self.densities}
+        return {self.image_column: self._shrink(image, source), **densities}
+
+    def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
+        height, width = image.shape[:2]
+        scale = self.short_side / min(height, width)
+        if scale < 1:
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            data, suffix = self._encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+        elif is_deep_image(source):
+            data, suffix = _encode_png(image)
+        else:
+            data, suffix = read_image(source), None
+        path = PurePath(source["path"]) if source.get("path") else None
+        return {"bytes": data, "path": path and (path.name if suffix is None else path.stem + suffix)}
+
+    def _encode(self, image: np.ndarray) -> tuple[bytes, str]:
+        if max(image.shape) > JPEG_LIMIT:
+            return _encode_png(image)
+        settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
+        return jpeg.tobytes(), ".jpg"
+
+
+def _encode_png(image: np.ndarray) -> tuple[bytes, str]:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")  # OpenCV's PNG ends at a million pixels a side
+    return file.getvalue(), ".png"
+
+
+def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:
+    densities = stored_columns(columns)
+    return {name: column for name, column in columns.items() if name not in densities}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Callable that prepares the rows `start` to `stop` of a data set and writes them to `file`, whole or not at all.
+
+    Args:
+        rows: the data set, of images as `datasets.Image(decode=False)`.
+        start, stop: the rows of this shard.
+        preparation: what is done to them.
+        file: Parquet file to write; where images were left out, a hidden text file beside it lists them.
+    """
+
+    rows: datasets.Dataset
+    start: int
+    stop: int
+    preparation: Preparation
+    file: Path
+
+    def __call__(self, report: Callable[[int], object] = lambda count: None) -> int:
+        """Write the shard, unless it is there; `report` gets the number of rows done since it was last called.
+
+        Returns:
+            The number of rows of the shard.
+        """
+        if self.file.exists():
+            return self.stop - self.start
+        cv2.setNumThreads(1)
+        tables, bad = [], []
+        for start in range(self.start, self.stop, BATCH_SIZE):
+            indices = list(range(start, min(start + BATCH_SIZE, self.stop)))
+            columns, errors = self.preparation(self.rows[indices], indices)
+            tables.append(self._table(columns))
+            bad += errors
+            report(len(indices))
+        if bad:
+            lines = "".join(f"{line}\n" for line in bad)
+            _write_aside(bad_images_file(self.file), lambda file: file.write_text(lines, encoding="utf-8"))
+        shard = datasets.concatenate_datasets(tables)
+        _write_aside(self.file, lambda file: shard.to_parquet(file))
+        return self.stop - self.start
+
+    def _table(self, columns: dict[str, list]) -> datasets.Dataset:
+        """The rows of a batch; given as `Image`, `datasets` would take a file of that name here for the image."""
+        image_column = self.preparation.image_column
+        features = self.preparation.features(self.rows.features)
+        plain = {**features, image_column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+        table = datasets.Dataset.from_dict(columns, features=datasets.Features(plain))
+        return table.cast_column(image_column, features[image_column])
+
+
+def bad_images_file(shard: Path) -> Path:
+    """Where the images that a shard left out are listed: hidden, or `datasets` reads it as a shard."""
+    return shard.with_name(f".{shard.stem}.bad_images.txt")
+
+
+def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
+    # a name of its own: a node that a cluster has given up may still be writing the same file
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
+    write(unfinished)
+    durability.replace(unfinished, file)
+
+
+def prepare_dataset(
+    dataset: datasets.DatasetDict,
+    output_dir: Path,
+    preparation: Preparation,
+    name: str,
+    rows_per_shard: int = 4096,
+    num_proc: int = 1,
+    engine: str = "local",
+    license: str | None = None,
+) -> list[str]:
+    """Write a prepared data set; shards that an interrupted call left behind are kept, and the rest is done.
+
+    Writes `output_dir/data/SPLIT-NUMBER-of-NUMBER.parquet`, README.md (the data card), and `preparation.json`.
+
+    Args:
+        dataset: splits of images as `datasets.Image(decode=False)`.
+        output_dir: may exist, if its `preparation.json` says the same as this call.
+        name: of the data set, for the card.
+        rows_per_shard: rows of a file.
+        num_proc: processes, with the local engine.
+        license: of the images, by its id on the Hub, for the card.
+        engine: "local", or "ray": the cluster that `ray.init` finds, whose nodes all see the data and `output_dir`.
+
+    Returns:
+        A line for each bad image left out.
+
+    Raises:
+        InputError: if `output_dir` holds something else, no image is left, or Ray is asked for and not installed.
+        BadImageError: for the first bad image, unless they are skipped.
+    """
+    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / SETTINGS_FILE).exists():
+        raise InputError(f"{output_dir} holds other files; give a folder that is empty or not there yet")
+    (output_dir / "data").mkdir(parents=True, exist_ok=True)
+    _check_settings(output_dir, dataset, preparation, rows_per_shard)
+    jobs = list(_jobs(dataset, output_dir / "data", preparation, rows_per_shard))
+    pending = [job for job in jobs if not job.file.exists()]
+    done = sum(job.stop - job.start for job in jobs) - sum(job.stop - job.start for job in pending)
+    with tqdm(total=sum(map(len, dataset.values())), initial=done, unit=" images", desc="Preparing") as bar:
+        ENGINES[engine](pending, num_proc, bar)
+    for unfinished in output_dir.rglob(".*.unfinished"):
+        unfinished.unlink()
+    bad = _collect_bad_images(jobs)
+    statistics = _statistics(jobs, len(bad))
+    if bad and not statistics["num_rows"]:
+        raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
+    for density in preparation.densities:
+        warn_without_keypoints(_have_keypoints(jobs, density.format), f"images ({density.detector.name})")
+    card = prepared_dataset_card(output_dir, name, preparation, statistics, license)
+    card.save(output_dir / "README.md")
+    return bad
+
+
+def _check_settings(
+    output_dir: Path, dataset: datasets.DatasetDict, preparation: Preparation, rows_per_shard: int
+) -> None:
+    settings = {
+        **asdict(preparation),
+        "densities": [density.label for density in preparation.densities],
+        "splits": {split: {"rows": len(rows), "fingerprint": rows._fingerprint} for split, rows in dataset.items()},
+        "rows_per_shard": rows_per_shard,
+        "decoder_version": DECODER_VERSION,
+    }
+    file = output_dir / SETTINGS_FILE
+    if file.exists():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        differing = [key for key in settings if earlier.get(key) != settings[key]]
+        if differing:
+            raise InputError(
+                f"{output_dir} was prepared otherwise (different: {', '.join(differing)}; see {file}); "
+                "give another folder, or delete this one"
+            )
+    _write_aside(file, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+
+
+def _jobs(
+    dataset: datasets.DatasetDict, folder: Path, preparation: Preparation, rows_per_shard: int
+) -> Iterator[ShardJob]:
+    for split, rows in dataset.items():
+        starts = range(0, len(rows), rows_per_shard)
+        for number, start in enumerate(starts):
+            file = folder / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
+            yield ShardJob(rows, start, min(start + rows_per_shard, len(rows)), preparation, file.resolve())
+
+
+def _run_locally(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
+    if num_proc == 1:
+        for job in jobs:
+            job(bar.update)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter = context.Value("q", 0)
+    start = bar.n
+    with ProcessPoolExecutor(num_proc, context, _share_counter, (counter,)) as pool:
+        waiting = {pool.submit(_run_and_count, job) for job in jobs}
+        try:
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                bar.update(start + counter.value - bar.n)
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+_counter: Any = None  # rows done, shared by the processes of a pool
+
+
+def _share_counter(counter: Any) -> None:
+    global _counter
+    _counter = counter
+    datasets.disable_progress_bars()
+
+
+def _run_and_count(job: ShardJob) -> int:
+    def report(count: int) -> None:
+        with _counter.get_lock():
+            _counter.value += count
+
+    return job(report)
+
+
+def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--engine ray needs Ray: pip install 'modeling-kamim[ray]'") from None
+    if not jobs:
+        return
+    shared = ray.put(jobs)
+
+    def run(row: dict[str, int]) -> dict[str, Any]:
+        try:
+            return {"rows": ray.get(shared)[row["job"]](), "error": ""}
+        except BadImageError as error:  # Ray would make it another exception
+            return {"rows": 0, "error": str(error)}
+
+    numbers = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
+    for row in numbers.map(run).iter_rows():
+        if row["error"]:
+            raise BadImageError(row["error"])
+        bar.update(row["rows"])
+
+
+ENGINES: dict[str, Callable[[list[ShardJob], int, tqdm], None]] = {"local": _run_locally, "ray": _run_on_ray}
+
+
+def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
+    files = [bad_images_file(job.file) for job in jobs]
+    return [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _have_keypoints(jobs: list[ShardJob], form: DensityFormat) -> Iterator[bool]:
+    """Of a sample of the images."""
+    for place in sampled(len(jobs), _SHARDS_LOOKED_AT):
+        column = pq.read_table(jobs[place].file, columns=[form.column])[form.column]
+        for row in sampled(len(column), NUM_STORED // _SHARDS_LOOKED_AT):
+            yield has_keypoints(column[row].as_py(), form)
+
+
+def _statistics(jobs: list[ShardJob], num_bad: int) -> dict[str, int]:
+    num_rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
+    size = sum(job.file.stat().st_size for job in jobs)
+    return {"num_rows": num_rows, "num_bytes": size, "num_bad": num_bad}

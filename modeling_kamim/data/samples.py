@@ -1,0 +1,180 @@
+"""From a row of a data set to a sample of masked image modeling.
+
+Crop, flips, mask and density of a sample depend on its random generator alone, and image and density always share one
+`View`.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from random import Random
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import torch
+
+from ..models.pixel_range import PixelRange
+from ..objective.density import cell_density
+from ..objective.keypoints import KeypointDetector
+from ..objective.masking import block_mask, random_order
+from .decoding import UNNAMED, BadImageError, bad_density, decode_image
+from .fingerprint import content_fingerprint
+from .stored_density import DensityDetector, DensityFormat
+from .views import RandomView, View
+
+
+@dataclass(frozen=True)
+class MaskedImageTransform:
+    """Callable from a row and a random generator to a sample.
+
+    What the device can do for a whole batch is left to it (`MaskedImageTrainer`): pixels stay uint8, and densities are
+    cut to the crop and turned into weights there. Without `detector` and `densities` there are no densities, as in
+    SimMIM.
+
+    Args:
+        image_column: column of the image, as `datasets.Image(decode=False)`.
+        image_size: side of the result in pixels.
+        patch_size: side of a token of the model in pixels.
+        mask_patch_size, mask_ratio: of the block mask.
+        weight_patch_size: side of a weight cell (w_ps) in pixels.
+        random_view: crop and flips; None shows the whole image.
+        detector: run on the finished crop ("online").
+        densities: whose stored densities of the whole images are read ("map").
+        shuffle_cells: draw a permutation of the weight cells, for the weighting "shuffled".
+        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+    """
+
+    image_column: str
+    image_size: int
+    patch_size: int
+    mask_patch_size: int
+    mask_ratio: float
+    weight_patch_size: int
+    random_view: RandomView | None
+    detector: KeypointDetector | None = None
+    densities: DensityDetector | None = None
+    shuffle_cells: bool = False
+    pixel_range: PixelRange | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of a row that are read."""
+        return (self.image_column, self.densities.column) if self.densities else (self.image_column,)
+
+    def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, torch.Tensor]:
+        """Draw one sample.
+
+        Returns:
+            pixel_values `(3, image_size, image_size)` uint8; bool_masked_pos `(num_patches,)` bool. With a detector
+            also keypoint_density, float32, of the `(image_size / weight_patch_size,) * 2` cells of the crop; with a
+            stored densities keypoint_density `(grid, grid)` uint8 of the whole image, and crop_box `(4,)` float32 (see
+            `resample_density`); with shuffled cells cell_order `(number of cells,)` int64.
+
+        Raises:
+            BadImageError: if the image cannot be decoded, or its stored density is not the one that is read.
+        """
+        image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
+        height, width = image.shape[:2]
+        view = self.random_view(height, width, rng) if self.random_view else View.whole(height, width)
+        pixels = view.of_image(image, self.image_size)
+        mask = block_mask(self.image_size, self.mask_patch_size, self.patch_size, self.mask_ratio, rng)
+        sample = {"pixel_values": channels_first(pixels), "bool_masked_pos": torch.from_numpy(mask)}
+        if self.detector is not None:
+            sample["keypoint_density"] = torch.from_numpy(cell_density(self.detector(pixels), self.weight_patch_size))
+        elif self._stored is not None:
+            sample["keypoint_density"] = torch.from_numpy(self._density(self._stored, row))
+            sample["crop_box"] = torch.from_numpy(np.array(view.crop_box(), np.float32))
+        if self.shuffle_cells:
+            num_cells = (self.image_size // self.weight_patch_size) ** 2
+            sample["cell_order"] = torch.from_numpy(random_order(num_cells, rng))
+        return sample
+
+    def _density(self, stored: DensityFormat, row: dict[str, Any]) -> np.ndarray:
+        try:
+            return stored.decode(row.get(stored.column))
+        except ValueError as error:
+            raise bad_density(row[self.image_column], "", error) from None
+
+    @cached_property
+    def _stored(self) -> DensityFormat | None:
+        return self.densities.format if self.densities else None
+
+
+def channels_first(pixels: np.ndarray) -> torch.Tensor:
+    """`(height, width, 3)` uint8 array to a `(3, height, width)` contiguous tensor."""
+    planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(planes))
+    return torch.from_numpy(planes)
+
+
+def settle_worker() -> None:
+    """Settle a worker of a loader: one thread, and a process group of its own; elsewhere do nothing.
+
+    A signal to the group of the run (Ctrl-C, `timeout`, Slurm) is for the run alone, which saves and ends its workers.
+    """
+    if torch.utils.data.get_worker_info() is None:
+        return
+    cv2.setNumThreads(1)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
+
+
+class SampleDataset(torch.utils.data.Dataset):
+    """`transform(row, rng)` over the rows of a data set, with randomness that depends on the sample alone.
+
+    Each sample gets its number as "sample_index".
+
+    The generator of a sample is seeded by (seed, epoch, index): crops, flips and masks do not depend on the number of
+    workers or processes, nor on how far a loader reads ahead, so that a resumed run sees what it would have seen.
+
+    Args:
+        rows: rows of a data set.
+        transform: from a row and a `random.Random` to a sample.
+        seed: of the run.
+    """
+
+    def __init__(self, rows: datasets.Dataset, transform: Callable[[dict[str, Any], Random], Any], seed: int):
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared with the loader's workers
+
+    def draw_for_epoch(self, epoch: int) -> None:
+        """Draw new crops, flips and masks; reaches workers that already run.
+
+        Not named `set_epoch`, which accelerate's loaders call with a count of their own: in evaluation too.
+        """
+        self._epoch.fill_(epoch)
+
+    @cached_property
+    def content(self) -> str:
+        """What tells these images from others, see `content_fingerprint`."""
+        return content_fingerprint(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        """A batch of samples; reading its rows at once is what makes it fast."""
+        settle_worker()
+        epoch = int(self._epoch)
+        indices = [range(len(self))[index] for index in indices]
+        return [
+            {**self._sample(row, epoch, index), "sample_index": index}
+            for row, index in zip(self.rows.__getitems__(indices), indices, strict=True)
+        ]
+
+    def _sample(self, row: dict[str, Any], epoch: int, index: int) -> Any:
+        try:
+            return self.transform(row, Random(self.seed << 128 | epoch << 64 | index))
+        except BadImageError as error:
+            chosen = self.rows._indices
+            place = index if chosen is None else chosen.column(0)[index].as_py()
+            message = str(error).replace(UNNAMED, f"the image in row {place}")
+            raise BadImageError(message, error.reason) from None

@@ -1,0 +1,302 @@
+"""Cards: the README.md of a pretrained encoder, of a classifier, and of a prepared data set."""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
+
+from .. import __version__
+from ..errors import InputError
+from ..models.classifier import KamimViTClassifierConfig
+from ..objective.masking import num_masked_blocks
+from .markup import MISSING, markdown, one_line
+from .privacy import HUB_ID, public_name
+
+logger = logging.getLogger(__name__)
+TEMPLATES = Path(__file__).parent / "templates"
+PLACE = "path/to/this/directory"  # where a card says how to load, until it is published
+_RESULTS = re.compile(r"(^<!-- results -->\n).*?(^<!-- /results -->$)", re.DOTALL | re.MULTILINE)
+_TAGS = ["kamim", "masked-image-modeling", "self-supervised-learning"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a card says of a run.
+
+    Args:
+        title: name of the repository or directory.
+        dataset: public name of the data set.
+        settings: YAML of what was given, with public names; what is left out has its default.
+        license: id of a license as the Hub names it; None where the user named none.
+    """
+
+    title: str
+    dataset: str
+    settings: str
+    license: str | None = None
+
+
+def pretraining_card(
+    run: Run, config: PreTrainedConfig, log: Sequence[Mapping[str, Any]] = (), batch_size: int | None = None
+) -> ModelCard:
+    """Card of a pretrained encoder; without a log, the card of a run that has not begun.
+
+    Args:
+        config: of the model, with the objective's settings in `config.kamim`.
+        log: `trainer.state.log_history`; its largest step is the length of the training.
+        batch_size: images per optimizer step over all devices.
+    """
+    losses = [entry for entry in log if entry.get("loss") is not None]
+    num_steps = max((entry["step"] for entry in log), default=0)
+    weighting = config.kamim["weighting"]
+    num_blocks = (config.image_size // config.kamim["mask_patch_size"]) ** 2
+    return _card(
+        "pretrained.md",
+        run,
+        ModelCardData(pipeline_tag="image-feature-extraction", tags=_TAGS, **_metadata(run)),
+        architecture=_architecture(config),
+        method={"keypoint": "KAMIM", "none": "SimMIM's objective"}.get(weighting, f"{weighting} weights, a control"),
+        image_size=config.image_size,
+        extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
+        num_blocks=num_blocks,
+        num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
+        is_kamim=weighting != "none",
+        kamim=config.kamim,
+        curves=bool(losses),
+        losses=_loss_table(losses),
+    )
+
+
+def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str | None) -> ModelCard:
+    """Card of a linear probe or a fine-tuned model.
+
+    Args:
+        config: of the classifier.
+        mode: "linear_probe" or "finetune".
+        encoder: public name of the checkpoint that it began with; None for random weights.
+    """
+    is_hub = encoder is not None and HUB_ID.fullmatch(encoder) is not None
+    metadata = ModelCardData(
+        pipeline_tag="image-classification",
+        tags=["kamim", mode.replace("_", "-")],
+        base_model=encoder if is_hub else None,
+        **_metadata(run),
+    )
+    return _card(
+        "classifier.md",
+        run,
+        metadata,
+        architecture=_architecture(config),
+        head="a linear layer on its frozen features" if mode == "linear_probe" else "all weights fine-tuned",
+        num_classes=config.num_labels,
+        image_size=config.image_size,
+        encoder=_name(encoder, "checkpoint") if encoder else "random weights: a baseline",
+        trust=", trust_remote_code=True" if config.model_type == KamimViTClassifierConfig.model_type else "",
+    )
+
+
+def published_dataset_card(card: DatasetCard, repo_id: str) -> DatasetCard:
+    """The card of a prepared data set with the name of its repository."""
+    return DatasetCard(card.content.replace(PLACE, repo_id))
+
+
+def complete_card(
+    card: ModelCard, rows: Sequence[Mapping[str, Any]], repo_id: str | None = None, license: str | None = None
+) -> ModelCard:
+    """The card with results, as a table and for the Hub's index, and with the name of its repository.
+
+    What else is written in the card stays; a card without a place for results gets the index alone.
+
+    Args:
+        rows: results of this checkpoint, as in results.json; the Hub gets those of accuracies and reconstructions.
+        repo_id: put in place of "path/to/this/directory"; not where None.
+        license: id of a license as the Hub names it; the card's where None.
+    """
+    text = _RESULTS.sub(lambda found: found[1] + _result_table(rows) + found[2], card.content)
+    completed = ModelCard(text.replace(PLACE, repo_id) if repo_id else text)
+    metadata: Any = completed.data
+    if rows:
+        metadata.eval_results = [result for row in rows for result in _eval_results(row)]
+        metadata.model_name = metadata.model_name or (repo_id or "model").split("/")[-1]
+    if license is not None:
+        metadata.license = license
+    return completed
+
+
+def ask_about_card(card: ModelCard | DatasetCard) -> None:
+    """Ask the Hub whether it would take the card's metadata; where it cannot be asked, only a warning.
+
+    Raises:
+        InputError: if it would not.
+    """
+    try:
+        card.validate()
+    except ValueError as error:
+        raise InputError(f"the Hub does not take the metadata of the card: {error}") from error
+    except Exception as error:  # of the network
+        logger.warning("The Hub could not be asked about the card: %s", error)
+
+
+def prepared_dataset_card(
+    directory: Path,
+    source: str,
+    preparation: Any,
+    statistics: Mapping[str, int],
+    license: str | None = None,
+) -> DatasetCard:
+    """Card of a prepared data set.
+
+    Args:
+        directory: of the data set; only its name is published.
+        source: name of the source; a path on this machine is not published.
+        preparation: a `Preparation`.
+        statistics: `num_rows, num_bytes, num_bad`.
+        license: of the images, by its id on the Hub.
+    """
+    metadata = DatasetCardData(
+        license=license,
+        task_categories=["image-feature-extraction", "image-classification"],
+        tags=["kamim", "masked-image-modeling", "keypoints"],
+    )
+    densities = preparation.densities
+    return DatasetCard.from_template(
+        metadata,
+        template_path=str(TEMPLATES / "prepared_dataset.md"),
+        title=markdown(directory.name),
+        source="A local data set" if Path(source).expanduser().exists() else source,
+        image_size=preparation.image_size,
+        num_rows=statistics["num_rows"],
+        short_side=preparation.short_side,
+        quality=preparation.quality,
+        kilobytes=statistics["num_bytes"] / max(1, statistics["num_rows"]) / 1000,
+        num_bad=statistics["num_bad"],
+        pixel_range=preparation.pixel_range,
+        column=densities[0].column if densities else None,
+        labels="\n".join(density.label for density in densities),
+    )
+
+
+def _card(template: str, run: Run, metadata: ModelCardData, **values: Any) -> ModelCard:
+    return ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATES / template),
+        title=markdown(run.title),
+        dataset=_name(run.dataset, "data set"),
+        settings=run.settings.strip(),
+        fence="`" * max(3, 1 + max(map(len, re.findall("`+", run.settings)), default=0)),
+        version=__version__,
+        **values,
+    )
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    is_hub = HUB_ID.fullmatch(run.dataset) is not None
+    return {
+        "library_name": "transformers",
+        "license": run.license,
+        "datasets": [run.dataset] if is_hub else None,
+        "model_name": one_line(run.title.split("/")[-1]),
+    }
+
+
+def _name(name: str, kind: str) -> str:
+    if name.startswith("local:"):
+        return f"a local {kind} ({markdown(name.removeprefix('local:'))})"
+    return name if " " in name else f"[{name}](https://huggingface.co/{'datasets/' * (kind == 'data set')}{name})"
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    family = "Swin" if config.model_type == "swin" else "ViT"
+    width = config.embed_dim if family == "Swin" else config.hidden_size
+    depth = sum(config.depths) if family == "Swin" else config.num_hidden_layers
+    return f"A {family} (width {width}, {depth} blocks, {config.patch_size} px patches)"
+
+
+def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:
+    if not losses:
+        return ""
+    titles = {"loss": "weighted loss", "masked_l1": "masked L1 (comparable between weightings)"}
+    first, last = losses[0], losses[-1]
+    rows = [
+        f"| {title} | {first[key]:.4f} | {last[key]:.4f} |"
+        for key, title in titles.items()
+        if None not in (first.get(key), last.get(key))
+    ]
+    return "\n".join([f"| | step {first['step']} | step {last['step']} |", "|---|---|---|", *rows, ""])
+
+
+def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    accuracies = [row for row in rows if "top1" in row]
+    lines = []
+    if accuracies:
+        lines += ["| protocol | layer | data | top-1 | top-5 | 95% interval | seed |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            f"| {' | '.join(map(markdown, (row['protocol'], _layer(row), _data(row))))} | {_share(row['top1'])} | "
+            f"{_share(row.get('top5'))} | {_interval(row)} | {markdown(str(row.get('seed')))} |"
+            for row in accuracies
+        ]
+    for row in rows:
+        if "masked_l1" in row:
+            lines.append(f"\nMasked L1 on the validation images of {markdown(_data(row))}: {row['masked_l1']:.4f}.")
+        if "masked_psnr" in row:
+            lines.append(
+                f"\nReconstructions of {markdown(_data(row))} ({row['mask_ratio']:.0%} masked): masked pixels "
+                f"{row['masked_psnr']['mean']:.2f} dB (SSIM {row['masked_ssim']['mean']:.3f}); the mean color of the "
+                f"visible pixels has {row['baseline_psnr']['mean']:.2f} dB ({row['baseline_ssim']['mean']:.3f})."
+            )
+    return "\n".join([*lines, ""]) if lines else "None yet.\n"
+
+
+def _data(row: Mapping[str, Any]) -> str:
+    share = f", {row['low_shot']:.0%} of labels" if isinstance(row.get("low_shot"), float) else ""
+    return _dataset(row).removeprefix("local:") + share
+
+
+def _dataset(row: Mapping[str, Any]) -> str:
+    return public_name(str(row["provenance"].get("dataset") or "unknown"))
+
+
+def _share(value: Any) -> str:
+    return f"{value:.2%}" if isinstance(value, int | float) else MISSING
+
+
+def _interval(row: Mapping[str, Any]) -> str:
+    interval = row.get("top1_interval")
+    return " to ".join(map(_share, interval)) if isinstance(interval, list) else ""
+
+
+def _layer(row: Mapping[str, Any]) -> str:
+    return str(row["layer"]) if row.get("layer") is not None else ""
+
+
+def _eval_results(row: Mapping[str, Any]) -> list[EvalResult]:
+    dataset = _dataset(row)
+    shared: dict[str, Any] = {
+        "dataset_type": dataset.removeprefix("local:").replace(" ", "-"),
+        "dataset_name": _data(row),
+        "dataset_split": "validation",
+    }
+    if "top1" in row:
+        protocol = ", ".join([row["protocol"], *([f"layer {_layer(row)}"] if _layer(row) else [])])
+        task, seed = "image-classification", row.get("seed")
+        metrics = [
+            ("accuracy", f"{name} ({protocol}, seed {seed})", row[key])
+            for key, name in (("top1", "top-1"), ("top5", "top-5"))
+            if row.get(key) is not None
+        ]
+    else:
+        task = "image-feature-extraction"
+        metrics = [("masked_l1", "masked L1", row["masked_l1"])] if "masked_l1" in row else []
+        if "masked_psnr" in row:
+            share = f"{row['mask_ratio']:.0%} masked"
+            metrics += [("psnr", f"PSNR of masked pixels, dB ({share})", row["masked_psnr"]["mean"])]
+            metrics += [("ssim", f"SSIM of masked pixels ({share})", row["masked_ssim"]["mean"])]
+    return [
+        EvalResult(task, metric_type=kind, metric_name=name, metric_value=round(value, 4), **shared)
+        for kind, name, value in metrics
+    ]

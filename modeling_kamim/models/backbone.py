@@ -1,0 +1,106 @@
+"""Encoders of transformers and timm, as features of every layer."""
+
+import math
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from ..errors import InputError
+from .loading import load_whole, loading_failure
+from .sizes import build_config
+
+POOLINGS = ("mean", "cls")
+
+
+class Backbone(nn.Module):
+    """Callable from pixels to the pooled features of every layer of an encoder.
+
+    Layers are the outputs of the blocks (of Swin and convolutional networks: of the stages), as they are, and at last
+    "final": the output of the encoder, behind its own LayerNorm. Features of narrower layers are padded with zeros.
+
+    Args:
+        model: an encoder of transformers that returns `hidden_states` and `last_hidden_state`.
+        pooling: "mean" over the patch tokens (CLS and registers dropped), as in the paper, or the "cls" token.
+    """
+
+    def __init__(self, model: PreTrainedModel, pooling: str = "mean"):
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise InputError(f"pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
+        self.model = model
+        self.pooling = pooling
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        size = getattr(self.model.config, "image_size", None)
+        if size is None and self.model.config.model_type == "timm_wrapper":
+            size = self.model.config.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
+        return (size if isinstance(size, int) else max(size)) if size else 224
+
+    def place_of(self, layer: int | None, default: int) -> int:
+        """Place of a block in the result.
+
+        Args:
+            layer: its number, from 1; None for the default.
+            default: read where no layer is named; of an encoder without so many blocks the final output.
+
+        Raises:
+            InputError: if there is no such block.
+        """
+        depth = getattr(self.model.config, "num_hidden_layers", 0)
+        if layer is not None and not 1 <= layer <= depth:
+            raise InputError(f"layer is {layer}; the encoder has blocks 1 to {depth}")
+        if layer is None:
+            layer = min(default, depth)
+        return layer - 1 if layer < depth else -1
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, layers, dimension)` for normalized pixels `(batch_size, channels, height, width)`."""
+        outputs = self.model(pixel_values, output_hidden_states=True)
+        is_timm = self.model.config.model_type == "timm_wrapper"
+        blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
+        pooled = [self._pool(layer) for layer in (*blocks, outputs.last_hidden_state)]
+        width = max(features.shape[1] for features in pooled)
+        return torch.stack([nn.functional.pad(features, (0, width - features.shape[1])) for features in pooled], dim=1)
+
+    def _pool(self, layer: torch.Tensor) -> torch.Tensor:
+        if layer.ndim == 4:
+            if self.pooling == "cls":
+                raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
+            return layer.mean(dim=(2, 3))
+        num_prefix_tokens = layer.shape[1] - math.isqrt(layer.shape[1]) ** 2
+        if self.pooling == "mean":
+            return layer[:, num_prefix_tokens:].mean(dim=1)
+        if num_prefix_tokens == 0:
+            raise InputError(f"{self.model.config.model_type} has no CLS token; use --pooling mean")
+        return layer[:, 0]
+
+
+def load_backbone(
+    name_or_path: str | None, model_type: str, model_size: str, image_size: int | None, pooling: str
+) -> Backbone:
+    """Backbone of a checkpoint, or with random weights of one of this package's sizes.
+
+    Args:
+        name_or_path: directory or Hub id of an encoder (ViT, Swin, DINOv2, ViT-MAE, timm, ...); None for random
+            weights.
+        model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
+
+    Raises:
+        InputError: if it cannot be loaded, or its weights are not finite.
+    """
+    if name_or_path is None:
+        return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
+    try:
+        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+    # A masked autoencoder drops tokens at random unless it is told not to.
+    settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
+    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",), **settings)  # no pooler is read
+    backbone = Backbone(model, pooling)
+    if image_size not in (None, backbone.image_size):
+        raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")
+    return backbone

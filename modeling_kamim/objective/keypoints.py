@@ -1,0 +1,132 @@
+"""Keypoint maps: where a detector fires on an image (arXiv:2407.13873, section 3.3.1).
+
+A map is the paper's F: one value in {0, 1} for each pixel. To weight by something other than keypoints, add a
+factory to `DETECTORS`, or any callable with the signature of `KeypointDetector`: image in, map out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..errors import InputError
+
+# Part of every cache key: raise it whenever a change here or in density.py alters a map or a stored density, or old
+# caches go on being used.
+KEYPOINTS_VERSION = 2
+DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
+    "fast": cv2.FastFeatureDetector.create,
+    "sift": cv2.SIFT.create,
+    "orb": cv2.ORB.create,
+}
+FOOTPRINTS = ("circle", "point")
+
+
+@dataclass(frozen=True)
+class KeypointDetector:
+    """Callable from an image to its keypoint map.
+
+    Args:
+        name: a key of `DETECTORS`.
+        footprint: "circle" stamps the anti-aliased ring of radius 3 px that `cv2.drawKeypoints` draws, binarised
+            (what the published numbers used); "point" sets the nearest pixel only (the equation read literally).
+        parameters: keyword arguments of the OpenCV factory, for example `{"threshold": 20}`; OpenCV's defaults
+            where absent.
+
+    Raises:
+        InputError: for an unknown detector or footprint, or a parameter that OpenCV does not take.
+    """
+
+    name: str = "fast"
+    footprint: str = "circle"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.name not in DETECTORS:
+            raise InputError(f"keypoint_detector is {self.name!r}; allowed: {', '.join(DETECTORS)}")
+        if self.footprint not in FOOTPRINTS:
+            raise InputError(f"keypoint_footprint is {self.footprint!r}; allowed: {', '.join(FOOTPRINTS)}")
+        try:
+            self._opencv()
+        except (TypeError, cv2.error) as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"OpenCV's {self.name} detector refuses {dict(self.parameters)}: {reason}") from error
+
+    def _opencv(self) -> cv2.Feature2D:
+        return _opencv_detector(self.name, tuple(sorted(self.parameters.items())))
+
+    def detect(self, image: np.ndarray) -> Sequence[cv2.KeyPoint]:
+        """Keypoints of an RGB image.
+
+        The RGB array is handed to OpenCV as it is, as the released code does; OpenCV's own gray conversion then
+        weights red and blue the other way round.
+
+        Args:
+            image: `(height, width, 3)`, uint8.
+
+        Raises:
+            InputError: for anything else; gray images, floats and tensors are not taken.
+        """
+        _check_image(image)
+        return self._opencv().detect(image, None)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Keypoint map of an RGB image.
+
+        Args:
+            image: `(height, width, 3)`, uint8.
+
+        Returns:
+            `(height, width)`, uint8, values {0, 1}.
+        """
+        keypoints = self.detect(image)
+        if self.footprint == "circle" and self.name != "fast":
+            return draw_rings(keypoints, image.shape[:2])
+        points = _point_map(keypoints, image.shape[:2])
+        return points if self.footprint == "point" else cv2.dilate(points, _ring_stamp())
+
+
+def _check_image(image: Any) -> None:
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return
+    given = f"{image.dtype} {tuple(image.shape)}" if hasattr(image, "dtype") else type(image).__name__
+    raise InputError(
+        f"keypoints are detected on NumPy arrays of RGB pixels, uint8 (height, width, 3), and this is {given}; turn "
+        "floats in [0, 1] into `(255 * image).round().astype(np.uint8)`, gray images into "
+        "`cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)`"
+    )
+
+
+def draw_rings(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
+    """Binarised drawing of `cv2.drawKeypoints`: a ring of radius 3 px around every keypoint.
+
+    For keypoints at whole pixels (FAST) it equals dilating the point map with one ring, at about 20 times the cost.
+
+    Returns:
+        `(height, width)`, uint8, values {0, 1}.
+    """
+    canvas = np.zeros((*shape, 3), np.uint8)
+    drawn = cv2.drawKeypoints(canvas, keypoints, None, color=(255, 255, 255))
+    return (drawn[..., 0] > 0).astype(np.uint8)
+
+
+def _point_map(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    points = np.zeros(height * width, np.uint8)
+    if keypoints:
+        columns, rows = np.rint(cv2.KeyPoint.convert(keypoints)).astype(np.intp).T
+        points[rows.clip(0, height - 1) * width + columns.clip(0, width - 1)] = 1
+    return points.reshape(shape)
+
+
+@lru_cache(maxsize=1)
+def _ring_stamp() -> np.ndarray:
+    return draw_rings([cv2.KeyPoint(4.0, 4.0, 1.0)], (9, 9))
+
+
+@lru_cache(maxsize=16)
+def _opencv_detector(name: str, parameters: tuple[tuple[str, Any], ...]) -> cv2.Feature2D:
+    return DETECTORS[name](**dict(parameters))

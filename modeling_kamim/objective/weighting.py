@@ -1,0 +1,106 @@
+"""From a keypoint map to the weights of the loss (arXiv:2407.13873, Eq. 2), and the controls beside it.
+
+Densities are found in the loader, image by image; weights are computed on the device, for a whole batch at once.
+
+A weighting is a function `(density, temperature, cell_order) -> weights` over the cells of each image. To try another
+one, write that function and add it to `WEIGHTINGS`; the command line, the map step and the trainer need nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import InputError
+from ..limits import RANGES
+
+MAX_EXPONENT = 20.0
+_TINY = torch.finfo(torch.float32).tiny
+_CELLS = (-2, -1)
+Weighting = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
+
+
+def keypoint_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+    """Eq. 2: `W = exp(Omega / T) / min(exp(Omega / T))`, Omega / T clipped to [-20, 20] as in the released code.
+
+    Args:
+        density: `(..., rows, columns)`, float, in [0, 1].
+        temperature: T > 0; the smaller, the more the weights differ.
+
+    Returns:
+        `(..., rows, columns)`, float32, >= 1, the smallest of each image exactly 1.
+    """
+    exponent = (density.float() / max(temperature, _TINY)).clamp(-MAX_EXPONENT, MAX_EXPONENT)
+    return torch.exp(exponent - exponent.amin(_CELLS, keepdim=True))
+
+
+def constant_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean keypoint weight in every cell: KAMIM's loss scale without its selectivity."""
+    return keypoint_weights(density, temperature).mean(_CELLS, keepdim=True).expand(density.shape)
+
+
+def shuffled_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+    """The keypoint weights with the cells permuted: their distribution without their place.
+
+    Args:
+        cell_order: `(..., rows * columns)`, int64, a permutation for each image.
+    """
+    if cell_order is None:
+        raise ValueError("shuffled weights need a cell_order, a permutation of the cells for each image")
+    weights = keypoint_weights(density, temperature)
+    return weights.flatten(-2).gather(-1, cell_order).view_as(weights)
+
+
+def inverse_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+    """`max(W) / W`: the same range, with the most weight where there are the fewest keypoints."""
+    weights = keypoint_weights(density, temperature)
+    return weights.amax(_CELLS, keepdim=True) / weights
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "keypoint": keypoint_weights,
+    "constant": constant_weights,
+    "shuffled": shuffled_weights,
+    "inverse": inverse_weights,
+}
+WEIGHT_NORMS = ("none", "mean")
+
+
+@dataclass(frozen=True)
+class CellWeighting:
+    """A weighting by name with its temperature and norm: callable from density to weights.
+
+    Args:
+        name: a key of `WEIGHTINGS`.
+        temperature: T > 0 of Eq. 2.
+        norm: "none" (paper: the loss grows with W) or "mean" (W divided by its mean over the image, which takes the
+            loss scale out of a comparison).
+
+    Raises:
+        InputError: for an unknown name or norm, or a temperature that is not positive and finite.
+    """
+
+    name: str = "keypoint"
+    temperature: float = 0.25
+    norm: str = "none"
+
+    def __post_init__(self):
+        if self.name not in WEIGHTINGS:
+            raise InputError(f"weighting is {self.name!r}; allowed: {', '.join(WEIGHTINGS)}")
+        if self.norm not in WEIGHT_NORMS:
+            raise InputError(f"weight_norm is {self.norm!r}; allowed: {', '.join(WEIGHT_NORMS)}")
+        if not RANGES["temperature"].holds(self.temperature):
+            raise InputError(f"temperature is {self.temperature}; it must be {RANGES['temperature'].words}")
+
+    def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
+        """Weights of images.
+
+        Args:
+            density: `(..., rows, columns)`, float, in [0, 1].
+            cell_order: `(..., rows * columns)`, int64, permutations of the cells; for "shuffled" only.
+
+        Returns:
+            `(..., rows, columns)`, float32.
+        """
+        weights = WEIGHTINGS[self.name](density, self.temperature, cell_order)
+        return weights / weights.mean(_CELLS, keepdim=True) if self.norm == "mean" else weights

@@ -1,0 +1,279 @@
+"""Arguments of the scripts, as dataclasses of which `command_line.parse` makes options."""
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from transformers import TrainingArguments
+
+from ..data.samples import MaskedImageTransform
+from ..data.stored_density import DensityDetector
+from ..data.views import RandomView
+from ..errors import InputError
+from ..files import check_output_dir
+from ..limits import check_ranges
+from ..models.sizes import build_config
+from ..objective.keypoints import KeypointDetector
+from ..objective.masking import num_masked_blocks
+from ..objective.weighting import CellWeighting
+from .hardware import Hardware, find_hardware
+from .launch import is_on
+from .recipe import check_recipe
+
+
+@dataclass
+class KamimArguments:
+    """Model, mask and keypoint weights."""
+
+    _argument_group_name = "model and objective"
+
+    model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "Architecture."})
+    model_size: Literal["tiny", "small", "base"] = field(
+        default="base", metadata={"help": "Size of the model; Swin has tiny and base."}
+    )
+    image_size: int = field(default=192, metadata={"help": "Side of the input in pixels."})
+    mask_patch_size: int = field(default=32, metadata={"help": "Side of a masked block in pixels."})
+    mask_ratio: float = field(default=0.6, metadata={"help": "Share of blocks to mask, in (0, 1)."})
+    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = field(
+        default="keypoint",
+        metadata={"help": "keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."},
+    )
+    keypoint_detector: Literal["fast", "sift", "orb"] = field(default="fast", metadata={"help": "OpenCV detector."})
+    keypoint_detector_args: str | None = field(
+        default=None, metadata={"help": "Parameters of the detector as JSON, for example '{\"threshold\": 20}'."}
+    )
+    keypoint_footprint: Literal["circle", "point"] = field(
+        default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    )
+    keypoint_source: Literal["map", "online"] = field(
+        default="map",
+        metadata={"help": "Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."},
+    )
+    weight_patch_size: int = field(default=8, metadata={"help": "Side of a weight cell (w_ps) in pixels."})
+    temperature: float = field(default=0.25, metadata={"help": "T of Eq. 2; smaller means stronger weights."})
+    weight_norm: Literal["none", "mean"] = field(
+        default="none", metadata={"help": "mean divides the weights of an image by their mean."}
+    )
+    crop_min_scale: float = field(default=0.67, metadata={"help": "Least area of the random crop, in (0, 1]."})
+    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
+    vertical_flip: float = field(default=0.5, metadata={"help": "Probability of a vertical flip."})
+
+    def __post_init__(self):
+        check_ranges(self)
+        token = 16 if self.model_type == "vit" else 4
+        _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
+        _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
+        _check_divides(f"the {self.model_type} patch size", token, "mask_patch_size", self.mask_patch_size)
+        blocks = (self.image_size // self.mask_patch_size) ** 2
+        if num_masked_blocks(blocks, self.mask_ratio) >= blocks:
+            raise InputError(
+                f"mask_ratio is {self.mask_ratio}, which masks all of the {blocks} block(s) of mask_patch_size "
+                f"{self.mask_patch_size} in image_size {self.image_size}; one at least must stay visible: give a "
+                "smaller ratio or smaller blocks"
+            )
+        build_config(self.model_type, self.model_size, self.image_size)
+        self.cell_weighting(), self.detector(), self.random_view()
+        if self.weighting != "none" and self.keypoint_source == "map":
+            self.densities().check_cells(self.weight_patch_size)
+
+    @property
+    def method(self) -> str:
+        """Name of the method: "simmim", "kamim", or "kamim-" and the name of a control weighting."""
+        return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
+
+    def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
+        """From a row of images to a sample of the training."""
+        weighting = self.weighting != "none"
+        densities = self.densities() if weighting and self.keypoint_source == "map" else None
+        return MaskedImageTransform(
+            image_column=image_column,
+            image_size=self.image_size,
+            patch_size=patch_size,
+            mask_patch_size=self.mask_patch_size,
+            mask_ratio=self.mask_ratio,
+            weight_patch_size=self.weight_patch_size,
+            random_view=self.random_view(),
+            detector=self.detector() if weighting and not densities else None,
+            densities=densities,
+            shuffle_cells=self.weighting == "shuffled",
+        )
+
+    def cell_weighting(self) -> CellWeighting | None:
+        """The weighting that these arguments describe; None for SimMIM."""
+        if self.weighting == "none":
+            return None
+        return CellWeighting(self.weighting, self.temperature, self.weight_norm)
+
+    def detector(self) -> KeypointDetector:
+        """The detector that these arguments describe."""
+        try:
+            parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
+        except ValueError as error:
+            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}, not JSON: {error}") from None
+        if not isinstance(parameters, dict):
+            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
+        return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
+
+    def densities(self) -> DensityDetector:
+        """The detector of whole images that these arguments describe."""
+        return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
+
+    def random_view(self) -> RandomView:
+        """The crop and flips that these arguments describe."""
+        return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
+    if part < 1 or whole < 1 or whole % part:
+        raise InputError(f"{part_name} is {part} and {whole_name} is {whole}; the first must divide the second")
+
+
+PAPER_BATCH_SIZE = 2048
+OWN_SCHEDULE = "cosine_warmup_with_min_lr"
+
+
+@dataclass
+class RecipeArguments(TrainingArguments):
+    """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
+
+    _argument_group_name = "training (all of transformers' TrainingArguments)"
+    schedule_ends: ClassVar[dict[str, float]]
+    metrics: ClassVar[tuple[str, ...]]  # of an evaluation while it trains
+
+    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Images per optimizer step over all devices: gradient_accumulation_steps follows from it and "
+            f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}."
+        },
+    )
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
+        default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."}
+    )
+    attention: Literal["auto", "sdpa", "eager"] = field(
+        default="auto",
+        metadata={"help": "auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."},
+    )
+    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
+    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
+    warmup_steps: float = field(
+        default=0.1, metadata={"help": "Linear warm-up: steps, or below 1 a share of all steps."}
+    )
+    lr_scheduler_type: str = field(default=OWN_SCHEDULE, metadata={"help": "Schedule, by its name in transformers."})
+    lr_scheduler_kwargs: dict | str | None = field(
+        default=None, metadata={"help": "Parameters of the schedule as JSON; the paper's for its schedule."}
+    )
+    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
+    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
+    nonfinite: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={
+            "help": "A loss or gradient that is not finite: stop before the weights take it in, or leave the step out; "
+            "a file names the images."
+        },
+    )
+    force_resume: bool = field(
+        default=False, metadata={"help": "Go on with a checkpoint although settings differ that change the result."}
+    )
+    hub_license: str | None = field(
+        default=None,
+        metadata={"help": "License of the published weights, by its id on the Hub, for example apache-2.0."},
+    )
+    disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
+
+    def __post_init__(self):
+        check_output_dir(self.output_dir)
+        check_ranges(self)
+        self._is_cpu_asked_for = self.use_cpu or is_on("ACCELERATE_USE_CPU")
+        hardware = find_hardware(self._is_cpu_asked_for)
+        self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
+        self._set_precision(hardware)
+        if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == OWN_SCHEDULE:
+            self.lr_scheduler_kwargs = dict(self.schedule_ends)
+        super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
+        if self.global_batch_size is not None:
+            self.gradient_accumulation_steps = self._accumulation_steps()
+        check_recipe(self, self.metrics)
+
+    def _set_precision(self, hardware: Hardware) -> None:
+        """Make `bf16` and `fp16` what `precision` says, and the other way round."""
+        asked_for = [name for name in ("bf16", "fp16") if getattr(self, name)]
+        if len(asked_for) == 2 or (asked_for and self.precision not in ("auto", *asked_for)):
+            given = [f"--{name} true" for name in asked_for]
+            if self.precision != "auto":
+                given.insert(0, f"--precision {self.precision}")
+            raise InputError(f"{' and '.join(given)} contradict each other; give --precision alone")
+        self._is_precision_chosen = self.precision == "auto" and not asked_for
+        precision = hardware.precision if self._is_precision_chosen else (*asked_for, self.precision)[0]
+        if precision == "fp16" and hardware.device == "cpu":
+            raise InputError("precision is fp16, which needs a GPU; on the CPU give bf16, fp32 or auto")
+        self.bf16: bool = precision == "bf16"
+        self.fp16: bool = precision == "fp16"
+
+    def _accumulation_steps(self) -> int:
+        at_a_time = self.train_batch_size * self.world_size
+        if self.global_batch_size < at_a_time or self.global_batch_size % at_a_time:
+            raise InputError(
+                f"global_batch_size is {self.global_batch_size}; it must be a multiple of {at_a_time} "
+                f"(per_device_train_batch_size {self.per_device_train_batch_size} on {self.world_size} process(es))"
+            )
+        return self.global_batch_size // at_a_time
+
+    @property
+    def attn_implementation(self) -> str:
+        """The attention that `attention` means on this device, as transformers names it."""
+        if self.attention != "auto":
+            return self.attention
+        return "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
+
+    def describe_speed(self) -> str:
+        """The settings that decide the speed, and what chose them."""
+        precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
+        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self._is_precision_chosen else "as asked for"
+        attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
+        compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
+        optimizer = getattr(self.optim, "value", self.optim)
+        device = self.device.type
+        if device == "cpu":
+            device = f"the CPU ({'as asked for' if self._is_cpu_asked_for else 'no accelerator found'})"
+        attention = f"{self.attn_implementation} attention ({attention})"
+        return f"on {device}: {precision} ({chosen}), {attention}, {optimizer}, {compiled}"
+
+    @property
+    def total_batch_size(self) -> int:
+        """Images per optimizer step over all devices."""
+        return self.train_batch_size * self.world_size * self.gradient_accumulation_steps
+
+
+@dataclass
+class PretrainingArguments(RecipeArguments):
+    """The paper's pretraining (section 4.1): lr 8e-4, warm-up from 1e-6 over 10%, cosine to 1e-5, clipping at 1."""
+
+    schedule_ends = {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4}
+    metrics = ("loss", "masked_l1")
+
+    output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
+    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+
+    def __post_init__(self):
+        if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
+            self.greater_is_better: bool | None = False  # transformers knows this of names in "loss" alone
+        super().__post_init__()
+
+
+_PRECISION_REASONS = {
+    "bf16": "hardware that computes in it",
+    "fp16": "a GPU without bf16",
+    "fp32": "hardware without bf16 units",
+}

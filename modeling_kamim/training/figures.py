@@ -1,0 +1,152 @@
+"""Pictures of what a model does."""
+
+import contextlib
+import io
+import logging
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..errors import first_line
+
+matplotlib.use("agg")
+logger = logging.getLogger(__name__)
+# Distinct for the color-blind (Okabe and Ito), without the yellow that white paper swallows
+LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+WEIGHT_TICKS = (1, 2, 5, 10, 20, 50, 100, 1000, 10000)
+COLUMNS = ("original", "masked", "reconstruction", "weights")
+
+
+def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:
+    """Draw a figure and write it into files, whose suffixes tell the formats.
+
+    No picture is worth the results of a run: one that fails is named in the log, and an earlier one is removed.
+
+    Returns:
+        Whether it was written.
+    """
+    try:
+        figure = draw()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes stand for what the font lacks
+            for file in files:
+                picture = io.BytesIO()
+                figure.savefig(picture, format=file.suffix[1:], dpi=dpi)
+                file.write_bytes(picture.getvalue())
+    except Exception as error:  # whatever matplotlib, the images in it or the disk raise
+        logger.warning("%s could not be drawn, and is left out: %s", files[0].name, first_line(error))
+        with contextlib.suppress(OSError):
+            for file in files:
+                file.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def reconstruction_figure(
+    pixel_values: torch.Tensor,
+    mask: torch.Tensor,
+    reconstruction: torch.Tensor,
+    weights: torch.Tensor,
+    mean: list[float],
+    std: list[float],
+) -> Figure:
+    """Rows of original, masked image, reconstruction (visible pixels kept), and weights.
+
+    Args:
+        pixel_values: `(num_images, 3, height, width)`, normalized.
+        mask: `(num_images, rows, columns)`, bool, True where masked.
+        reconstruction: like `pixel_values`.
+        weights: `(num_images, weight_rows, weight_columns)`.
+        mean, std: of the normalization, for each channel.
+    """
+    masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
+    filled = np.where(masked, _to_rgb(reconstruction, mean, std), original)
+    panels = (original, np.where(masked, 0.5, original), filled, weights.numpy())
+
+    num_images = len(pixel_values)
+    figure = Figure(figsize=(9.2, 2.25 * num_images + 0.3), layout="constrained")
+    axes = figure.subplots(num_images, len(COLUMNS), squeeze=False)
+    for row in range(num_images):
+        for column, (title, images) in enumerate(zip(COLUMNS, panels, strict=True)):
+            axis = axes[row][column]
+            axis.set_axis_off()
+            if row == 0:
+                axis.set_title(title)
+            if title == "weights":
+                shown = axis.imshow(images[row], cmap="magma", norm=weight_norm(images))
+            else:
+                axis.imshow(images[row])
+    label_weights(figure.colorbar(shown, ax=axes[:, -1].tolist(), shrink=0.6, label="W").ax)
+    return figure
+
+
+def weight_norm(*weights: np.ndarray) -> LogNorm:
+    """The scale of keypoint weights, logarithmic from 1 to the largest of some."""
+    return LogNorm(1.0, max(1.01, *(float(part.max()) for part in weights)))
+
+
+def label_weights(axis: Axes) -> None:
+    """Ticks of a vertical logarithmic axis of weights, such as that of a color bar of `weight_norm`."""
+    low, high = axis.get_ylim()
+    ticks = [tick for tick in WEIGHT_TICKS if low * 0.999 <= tick <= high * 1.001]
+    axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axis.minorticks_off()
+
+
+def _pixel_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
+    """(num_images, height, width, 1) bool mask of pixels for a mask of patches."""
+    height, width = pixel_values.shape[2:]
+    pixels = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
+    return pixels.unsqueeze(-1).numpy()
+
+
+def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.ndarray:
+    channels_last = images.permute(0, 2, 3, 1).float().numpy()
+    return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
+
+
+def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
+    """Curves of a training by step: a panel each for loss, masked L1, learning rate, and top-1 while it trains.
+
+    Args:
+        log: `trainer.state.log_history`; a panel without entries is left out.
+    """
+    panels = {
+        "loss": {"loss": "training", "eval_loss": "validation"},
+        "masked L1, unweighted": {"masked_l1": "training", "eval_masked_l1": "validation"},
+        "learning rate": {"learning_rate": "learning rate"},
+        "top-1 accuracy": {"probe_top1": "linear probe", "knn_top1": "nearest neighbors", "eval_top1": "validation"},
+    }
+    series = {
+        title: {
+            label: found
+            for key, label in keys.items()
+            if (found := [(e["step"], e[key]) for e in log if e.get(key) is not None])
+        }
+        for title, keys in panels.items()
+    }
+    series = {title: curves for title, curves in series.items() if curves}
+    num_rows = 2 if len(series) > 3 else 1
+    num_columns = max(1, math.ceil(len(series) / num_rows))
+    figure = Figure(figsize=(4.6 * num_columns, 3.4 * num_rows), layout="constrained")
+    axes: list[Axes] = list(figure.subplots(num_rows, num_columns, squeeze=False).flat)
+    for axis, (title, curves) in zip(axes, series.items(), strict=False):
+        for (label, points), color in zip(curves.items(), LINE_COLORS, strict=False):
+            marker = "o" if len(points) < 15 else None
+            axis.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, label=label)
+        axis.set(xlabel="step", ylabel=title)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.grid(color="0.9")
+        if len(curves) > 1:
+            axis.legend(frameon=False)
+    return figure

@@ -1,0 +1,70 @@
+"""How long a training will take on a CPU, told before it starts."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from .arguments import PretrainingArguments
+from .recipe import num_steps
+
+logger = logging.getLogger(__name__)
+TRIAL = "kamim pretrain configs/quickstart/pretrain.yaml"
+LONG = 30 * 60  # seconds from which on a smaller trial is proposed
+_NUM_IMAGES = 2  # of a timed step: few, so that the largest model takes a second
+
+
+def tell_duration(
+    model: KamimForMaskedImageModeling, args: PretrainingArguments, num_images: int | None, first_step: int = 0
+) -> None:
+    """Log what the training will take, where it is on a CPU, and the command of a small one where that is long.
+
+    Args:
+        model: that is trained; it stays as it is.
+        args: of the training.
+        num_images: of the training set; None for a stream, whose steps `args.max_steps` tells.
+        first_step: steps that are done already.
+    """
+    if args.device.type != "cpu" or args.process_index > 0:
+        return
+    steps = max(0, num_steps(args, num_images or 0) - first_step)
+    per_image = seconds_per_image(model, args.bf16)
+    seconds = steps * args.total_batch_size / args.world_size * per_image
+    told = f"{steps:,} steps of {args.total_batch_size:,} images take about {in_words(seconds)} on this CPU"
+    if seconds < LONG:
+        logger.info("%s, without data and evaluations", told)
+    else:
+        logger.warning("%s. To try everything out in minutes: %s", told, TRIAL)
+
+
+@torch.enable_grad()
+def seconds_per_image(
+    model: KamimForMaskedImageModeling, bf16: bool, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of a forward and a backward pass, for each image, of the second of two steps on two noise images.
+
+    The model, its gradients and the random numbers of torch stay as they are.
+    """
+    config = model.config
+    num_patches = (config.image_size // config.patch_size) ** 2
+    with torch.random.fork_rng(devices=[]):
+        pixels = torch.randn(_NUM_IMAGES, config.num_channels, config.image_size, config.image_size)
+        mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
+        for _ in range(2):  # the first one prepares
+            start = clock()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(pixel_values=pixels, bool_masked_pos=mask).loss
+            loss.backward()
+            model.zero_grad()
+            seconds = clock() - start
+    return seconds / _NUM_IMAGES
+
+
+def in_words(seconds: float) -> str:
+    """A duration with one or two digits: "40 seconds", "3 minutes", "14 hours", "2.5 days"."""
+    units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
+    name, size = next((unit for unit in units if seconds >= 1.5 * unit[1]), units[-1])
+    number = f"{seconds / size:.2g}" if seconds < 10 * size else f"{seconds / size:,.0f}"
+    return f"{number} {name}{'' if number == '1' else 's'}"

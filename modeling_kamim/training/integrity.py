@@ -1,0 +1,146 @@
+"""Whether a checkpoint is whole, told by its files' headers and directories: no tensor is read."""
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from safetensors import SafetensorError, safe_open
+from transformers import TrainerState
+
+from ..errors import first_line
+from ..models.classifier import KamimViTForImageClassification
+from ..models.loading import quiet_loading, unfit_weights
+from ..models.masked_image_modeling import KamimSwinForMaskedImageModeling, KamimViTForMaskedImageModeling
+from .run_directory import signed_files
+
+_NEEDED = ("scheduler.pt", "trainer_state.json")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # the second of FSDP
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = ("model.safetensors", _INDEX)
+_STATE_KEYS = ("epoch", "global_step", "log_history", "max_steps")
+_MODELS = {
+    model.__name__: model
+    for model in (
+        KamimSwinForMaskedImageModeling,
+        KamimViTForImageClassification,
+        KamimViTForMaskedImageModeling,
+    )
+}
+
+
+def faults(checkpoint: Path) -> list[str]:
+    """Reasons why a run cannot go on with a checkpoint, as words behind its name; none if it is whole.
+
+    Nothing may be missing of what it was saved with; JSON must parse, safetensors must have the size that their header
+    tells, PyTorch's files a directory at their end; and names and shapes of the weights must be those of the model
+    that its config.json describes.
+    """
+    if not checkpoint.is_dir():
+        return ["is not a directory"]
+    missing = missing_files(checkpoint)
+    if missing:
+        return [f"lacks {', '.join(missing)}"]
+    broken = [reason for file in sorted(checkpoint.iterdir()) if (reason := _fault_of(file)) is not None]
+    return broken or _faults_of_weights(checkpoint)
+
+
+def missing_files(checkpoint: Path) -> list[str]:
+    """Names of what resuming needs and a directory lacks."""
+    signed = signed_files(checkpoint)
+    needed = {*_NEEDED, *(signed or ["config.json"]), *_parts(checkpoint / _INDEX)}
+    missing = [name for name in sorted(needed) if not (checkpoint / name).is_file()]
+    for names in (_OPTIMIZERS, _WEIGHTS):
+        if not any((checkpoint / name).is_file() for name in names) and names[0] not in missing:
+            missing.append(names[0])
+    if not any(checkpoint.glob("rng_state*.pth")) and "rng_state.pth" not in missing:
+        missing.append("rng_state.pth")
+    return missing
+
+
+def _parts(index: Path) -> set[str]:
+    """Files that the index of a model in parts names; none if there is no index, or it is broken."""
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _fault_of(file: Path) -> str | None:
+    check = _CHECKS.get(file.suffix)
+    if check is None or not file.is_file():
+        return None
+    if not file.stat().st_size:
+        return f"has an empty {file.name}"
+    try:
+        check(file)
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError, RecursionError) as error:
+        return f"has a {file.name} that is cut or damaged ({first_line(error)})"
+    return None
+
+
+def _check_json(file: Path) -> None:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} where an object is expected")
+    needed = {"trainer_state.json": _STATE_KEYS, _INDEX: ("weight_map",)}.get(file.name, ())
+    lacking = [key for key in needed if key not in content]
+    if lacking:
+        raise ValueError(f"it lacks {', '.join(lacking)}")
+    if file.name == "trainer_state.json":
+        _check_state(content)
+
+
+def _check_state(content: dict[str, Any]) -> None:
+    unknown = content.keys() - {field.name for field in fields(TrainerState)}
+    if unknown:
+        raise ValueError(f"{', '.join(sorted(unknown))}: not of this version of transformers")
+    if not isinstance(content["global_step"], int):
+        raise ValueError(f"global_step is {content['global_step']!r}")
+
+
+def _check_safetensors(file: Path) -> None:
+    with safe_open(file, framework="pt") as opened:  # compares the offsets in the header with the file's size
+        opened.keys()
+
+
+def _check_zip(file: Path) -> None:
+    with zipfile.ZipFile(file) as archive:  # its directory is at the end
+        if not archive.namelist():
+            raise ValueError("there is nothing in it")
+
+
+_CHECKS: dict[str, Callable[[Path], None]] = {
+    ".json": _check_json,
+    ".safetensors": _check_safetensors,
+    ".pt": _check_zip,
+    ".pth": _check_zip,
+    ".bin": _check_zip,
+}
+
+
+def _faults_of_weights(checkpoint: Path) -> list[str]:
+    file = checkpoint / "config.json"
+    if not file.is_file():  # a head alone: the trainer compares it with its own
+        return []
+    name = (json.loads(file.read_text(encoding="utf-8")).get("architectures") or [None])[0]
+    if name is None:
+        return ["has a config.json that names no architecture"]
+    model_class: Any = _MODELS.get(name, getattr(transformers, name, None))
+    if model_class is None:
+        return []  # a class of the user's own, which its name does not find
+    try:
+        with quiet_loading():
+            _, info = model_class.from_pretrained(
+                checkpoint,
+                device_map="meta",
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=True,
+            )
+    except Exception as error:  # transformers raises nearly anything on a config that is not its own
+        return [f"cannot be loaded ({first_line(error)})"]
+    return unfit_weights(info, may_hold_more=False)

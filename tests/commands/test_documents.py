@@ -1,0 +1,109 @@
+"""README, docs and cards: the Python in them runs, and the commands in them are understood."""
+
+import argparse
+import ast
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_models import tiny_vit
+from transformers import HfArgumentParser
+
+from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.models.processor import image_processor
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:python|accelerate launch|torchrun)\s[^`]*?\w+\.py\b.*")
+INLINE = re.compile(r"`((?:python|accelerate launch|torchrun)\s[^`]*?\.py[^`]*)`")
+
+
+def named(texts, found):
+    """Parameters for pytest: what is found in each text, named by the text and a number."""
+    for file in texts:
+        for number, item in enumerate(found(file.read_text())):
+            yield pytest.param(item, id=f"{file.relative_to(ROOT)}-{number}")
+
+
+def snippets(text):
+    return [body for language, body in BLOCK.findall(text) if language == "python"]
+
+
+def commands(text):
+    """Command lines of the scripts and benchmarks, in blocks and in sentences, those of several lines joined."""
+    blocks = "\n".join(body for language, body in BLOCK.findall(text) if language in ("", "bash", "yaml"))
+    return lines(blocks) + [" ".join(command.split()) for command in INLINE.findall(BLOCK.sub("", text))]
+
+
+def lines(text):
+    """The command lines of a text that is nothing but them and sentences, those of several lines joined."""
+    return [command.split("  #")[0] for command in COMMAND.findall(text.replace("\\\n", " "))]
+
+
+def docstring_lines(code):
+    """Those of a script's docstring, with everything that it has in brackets."""
+    return [re.sub(r"[\[\]]", "", line) for line in lines(ast.get_docstring(ast.parse(code)))]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A working directory with a checkpoint under each of the names that the texts use."""
+    config = tiny_vit()
+    model = KamimForMaskedImageModeling.from_config(config)
+    for name in ("outputs/mine", "user/kamim-vit-t"):
+        model.save_pretrained(tmp_path / name)
+        image_processor(config.image_size).save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("snippet", named([file for file in TEXTS if "analysis" not in file.parts], snippets))
+def test_snippets_run(place, snippet):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
+    exec(compile(snippet, "snippet", "exec"), {"image": image})
+
+
+class Parsed(Exception):
+    """Raised when the command line is read, before any work."""
+
+
+@pytest.fixture
+def only_parse(monkeypatch):
+    read, read_dataclasses = argparse.ArgumentParser.parse_args, HfArgumentParser.parse_args_into_dataclasses
+
+    def parse_args(*args, **kwargs):
+        read(*args, **kwargs)
+        raise Parsed
+
+    def parse_args_into_dataclasses(*args, **kwargs):
+        *_, unknown = read_dataclasses(*args, **kwargs)
+        assert not unknown
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", parse_args_into_dataclasses)
+
+
+SCRIPTS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
+CARDS = sorted((ROOT / "modeling_kamim" / "cards").glob("*.md"))
+
+
+@pytest.mark.parametrize("command", [*named(TEXTS + CARDS, commands), *named(SCRIPTS, docstring_lines)])
+def test_commands_are_understood(monkeypatch, only_parse, command):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    words = shlex.split(re.sub("{{.*?}}", "64", command))
+    start = next(number for number, word in enumerate(words) if word.endswith(".py"))
+    script = ROOT / words[start]
+    assert script.is_file()
+    spec = importlib.util.spec_from_file_location(script.stem, script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", words[start:])
+    monkeypatch.chdir(ROOT)  # where the configs are
+    with pytest.raises(Parsed):
+        module.main()

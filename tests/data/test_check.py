@@ -1,0 +1,191 @@
+"""The check of a data set before training: what it finds, what it prints, how it exits."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from awkward_images import LONG_NAME, photograph, write_bad_images, write_good_images
+
+from modeling_kamim.commands import check as script
+from modeling_kamim.data.check import check_dataset
+from modeling_kamim.data.loading import keep_encoded, load_images
+from modeling_kamim.data.stored_density import DensityDetector
+from modeling_kamim.errors import InputError, printable
+from modeling_kamim.objective.keypoints import KeypointDetector
+
+ROOT = Path(__file__).parents[2]
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def loaded(folder):
+    images = load_images(str(folder))
+    return datasets.DatasetDict({split: keep_encoded(rows, "image") for split, rows in images.items()})
+
+
+def run(monkeypatch, *arguments):
+    """Exit status of the script."""
+    monkeypatch.setattr(sys, "argv", ["kamim check", *map(str, arguments)])
+    try:
+        script.main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_good_images_and_what_is_unusual_in_them(tmp_path):
+    good = write_good_images(tmp_path / "images")
+    check = check_dataset(loaded(tmp_path / "images"), "image")
+    assert check.num_images == {"train": len(good)} and check.num_bad == 0 and check.bad_images() == ""
+    found = {trait: {Path(name).name for name in names} for trait, names in check.unusual.items()}
+    assert found == {
+        "gray": {"gray.jpg", "deep.png", "gray_alpha.png"},
+        "CMYK": {"cmyk.jpg"},
+        "palette": {"palette.png", "animated_gif.gif"},
+        "more than 8 bits": {"deep.png"},
+        "transparency (dropped)": {"gray_alpha.png"},
+        "animated (its first frame is used)": {f"animated_{suffix}.{suffix}" for suffix in ("gif", "png", "webp")},
+        "turned by EXIF": {"rotated.jpg"},
+        "tiny (a side below 32 px)": {"one_pixel.png", "strip.png"},
+        "strip (one side over 8 times the other)": {"strip.png"},
+    }
+    assert (min(check.short_sides), max(check.long_sides)) == (1, 5000)
+    assert len(check.num_bytes) == len(check.short_sides) == len(good)
+    assert LONG_NAME in {Path(image["path"]).name for image in loaded(tmp_path / "images")["train"]["image"]}
+
+
+@pytest.mark.parametrize("num_proc", [None, 2])
+def test_bad_images_by_reason(tmp_path, num_proc):
+    write_good_images(tmp_path / "images")
+    bad = write_bad_images(tmp_path / "images")
+    check = check_dataset(loaded(tmp_path / "images"), "image", num_proc)
+    lines = check.bad_images().splitlines()
+    assert check.num_bad == len(bad) == len(lines)
+    for name in bad:
+        assert sum(printable(name) in line for line in lines) == 1
+    reasons = {reason: " ".join(lines) for reason, lines in check.bad.items()}
+    for part, files in {
+        "empty": ["empty.jpg"],
+        "UnidentifiedImage": ["text.jpg", "page.jpg"],
+        "DecompressionBomb": ["bomb.png", "bomb.jpg"],
+        "truncated": ["truncated.jpg", "truncated.png"],
+    }.items():
+        [of_this_kind] = [lines for reason, lines in reasons.items() if part in reason]
+        assert all(file in of_this_kind for file in files)
+
+
+def test_damage_that_pillow_passes_over_is_told(tmp_path):
+    file = make(tmp_path / "images") / "1.png"
+    photograph(1).save(file)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-14] + bytes([whole[-14] ^ 1]) + whole[-13:])  # in the checksum of the last pixels
+    check = check_dataset(loaded(tmp_path / "images"), "image")
+    assert check.num_bad == 0 and list(check.unusual) == ["wrong checksums though it decodes"]
+
+
+def test_copies_within_and_between_splits(tmp_path):
+    for name, seed in {"train/a.png": 1, "train/b.png": 1, "train/c.png": 2, "test/d.png": 2, "test/e.png": 3}.items():
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        photograph(seed).save(tmp_path / "images" / name)
+    check = check_dataset(loaded(tmp_path / "images"), "image")
+    assert check.num_images == {"train": 3, "test": 2}
+    assert len(check.copies) == 1 and re.fullmatch(r".*b\.png \(.*a\.png\)", check.copies[0])
+    assert len(check.shared) == 1 and re.fullmatch(r".*d\.png \(.*c\.png\)", check.shared[0])
+
+
+def test_files_that_are_not_read_are_counted(monkeypatch, tmp_path, capsys):
+    for name in ("1.png", "2.png", ".hidden.png", "a::b.png", "two\nlines.png"):
+        photograph(1).save(make(tmp_path / "images") / name)
+    for name in ("a.heic", "notes.txt", "Makefile"):
+        (tmp_path / "images" / name).write_text("no image")
+    assert run(monkeypatch, tmp_path / "images") == 0
+    assert "not read as images: 6 (3 .png, " in capsys.readouterr().out
+
+
+def test_the_check_is_made_anew(tmp_path):
+    photograph(1).save(make(tmp_path / "images") / "1.png")
+    file = tmp_path / "images" / "1.png"
+    assert check_dataset(loaded(tmp_path / "images"), "image").num_bad == 0
+    times = file.stat()
+    file.write_bytes(b"x" * times.st_size)  # a rotten disk changes no date
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert check_dataset(loaded(tmp_path / "images"), "image").num_bad == 1
+
+
+def make(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def test_the_script_reports_and_exits_by_what_it_found(monkeypatch, tmp_path, capsys):
+    good, output = write_good_images(tmp_path / "images"), tmp_path / "lists" / "bad.txt"
+    assert run(monkeypatch, tmp_path / "images", "--output", output) == 0
+    assert output.read_text() == ""
+    text = capsys.readouterr().out
+    assert f"{len(good)} images (train {len(good)})" in text and "All can be decoded." in text and "px" in text
+
+    bad = write_bad_images(tmp_path / "images")
+    assert run(monkeypatch, tmp_path / "images", "--output", output, "--num_proc", "2") == 1
+    assert len(output.read_text(encoding="utf-8").splitlines()) == len(bad)
+    text = capsys.readouterr().out
+    assert f"{len(bad)} cannot be decoded:" in text and "bomb.png" in text and "\x1b" not in text
+
+
+def test_parquet_is_checked_too(monkeypatch, tmp_path, capsys):
+    photograph(1).save(tmp_path / "one.png")
+    images = [{"bytes": data, "path": None} for data in ((tmp_path / "one.png").read_bytes(), b"broken", None)]
+    features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
+    table = datasets.Dataset.from_dict({"image": images}, features=features)
+    table.cast_column("image", datasets.Image(decode=False)).to_parquet(tmp_path / "images.parquet")
+    assert run(monkeypatch, tmp_path / "images.parquet") == 1
+    text = capsys.readouterr().out
+    assert "the image in row 1" in text and "the image in row 2" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "dataset_name"),
+        (("./nowhere",), "nowhere"),
+        ((".", "--num_proc", "0"), "num_proc is 0"),
+        ((".", "--output", "."), "output is ., a folder"),
+        ((".", "--outptu", "x"), "did you mean 'output'"),
+    ],
+)
+def test_wrong_use(monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        run(monkeypatch, *arguments)
+
+
+def test_the_process_exits_with_1_for_bad_images(tmp_path):
+    (make(tmp_path / "images") / "text.jpg").write_text("no")
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "modeling_kamim", "check", str(tmp_path / "images")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "1 cannot be decoded" in done.stdout and "Checking train" in done.stderr
+
+
+def test_stored_densities_are_checked_too(tmp_path):
+    write_good_images(tmp_path / "images")
+    images = loaded(tmp_path / "images")["train"]
+    small, large = DensityDetector(KeypointDetector(), 32), DensityDetector(KeypointDetector(), 64)
+    values = [None, small(PIXELS)[:-1]] + [large(PIXELS)] + [small(PIXELS)] * (len(images) - 3)
+    images = images.add_column(small.column, values)
+    check = check_dataset(datasets.DatasetDict(train=images), "image")
+    assert check.num_bad == 2 and len(check.bad_images().splitlines()) == 2
+    assert all("cannot use the keypoint density of" in line for line in check.bad_images().splitlines())
+    report = " ".join(check.report().split())
+    assert "All can be decoded." in report and "2 keypoint_density_fast: damaged or missing" in report
+    assert f"1 keypoint_density_fast of {large.label}" in report
+    assert f"{len(images) - 3} keypoint_density_fast of {small.label}" in report
