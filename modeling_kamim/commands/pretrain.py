@@ -39,6 +39,7 @@ from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
 from ..models.sizes import build_config
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
+from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
@@ -210,7 +211,9 @@ def draw_reconstructions(
     model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
 ) -> Figure:
     rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
-    batch = trainer._prepare_inputs(default_collate([dataset[row] for row in rows]))
+    samples = default_collate([dataset[row] for row in rows])
+    device, num_cells = trainer.args.device, trainer.num_cells
+    batch = prepare_batch(samples, trainer.processing_class, device, trainer.weighting, num_cells)
     model.eval()
     reconstruction = model(**batch).reconstruction
     side = model.config.image_size // model.config.patch_size

@@ -1,6 +1,7 @@
 """Reconstructions of one pretrained model or several, on the same images and masks: scores and a picture."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..hub.privacy import public_name
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
+from ..training.batches import prepare_batch
 from ..training.figures import save_figure
 from ..training.trainer import MaskedImageTrainer
 from .charts import comparison_figure
@@ -102,9 +104,12 @@ class _ScoredModel:
             model=model, args=args, processing_class=self.processor, data_collator=default_collate
         )
 
+    def prepare(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return prepare_batch(batch, self.processor, self.trainer.args.device)
+
     def score(self) -> dict[str, Any]:
         loader = evaluation_loader(self.trainer, self.samples)
-        batches = map(self.trainer._prepare_inputs, tqdm(loader, desc=public_name(self.name)))
+        batches = map(self.prepare, tqdm(loader, desc=public_name(self.name)))
         gather = self.trainer.accelerator.gather_for_metrics
         mean, std = self.processor.image_mean, self.processor.image_std
         scores = score_reconstructions(self.model, batches, mean, std, gather)
@@ -119,7 +124,7 @@ class _ScoredModel:
     def reconstruct(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """A few images with their masks, and what the model makes of them."""
         places = [len(self.samples) * number // NUM_SHOWN for number in range(NUM_SHOWN)]
-        batch = self.trainer._prepare_inputs(default_collate([self.samples[place] for place in places]))
+        batch = self.prepare(default_collate([self.samples[place] for place in places]))
         return batch, self.model(**batch).reconstruction
 
 

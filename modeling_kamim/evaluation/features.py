@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, SwinForImageClassification
 
 from ..errors import InputError
 from ..models.classifier import KamimViTForImageClassification
+from ..training.batches import prepare_batch
 from ..training.trainer import PixelTrainer
 
 
@@ -100,7 +101,7 @@ def extract_features(
     features, labels = [], []
     loader = evaluation_loader(trainer, dataset)
     for batch in tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero()):
-        batch = trainer._prepare_inputs(batch)
+        batch = prepare_batch(batch, trainer.processing_class, trainer.args.device)
         with trainer.accelerator.autocast():
             pooled = encoder(batch["pixel_values"])
         pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))

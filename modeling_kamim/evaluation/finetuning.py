@@ -15,8 +15,8 @@ from transformers import SwinForImageClassification, TrainingArguments, ViTModel
 
 from ..errors import InputError
 from ..models.classifier import KamimViTForImageClassification
+from ..training.checkpointing import StatefulCallback
 from ..training.launch import is_fsdp1, is_sharded
-from ..training.trainer import StatefulCallback
 
 EMA_FILE = "ema.safetensors"
 _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "relative_position_bias_table")

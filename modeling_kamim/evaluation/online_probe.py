@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
 from ..models.backbone import Backbone
+from ..training.batches import prepare_batch
 from ..training.trainer import PixelTrainer
 from .features import FeatureDataset, check_finite_features, evaluation_loader
 from .neighbors import nearest_neighbors
@@ -88,7 +89,7 @@ class OnlineProbe(TrainerCallback):
             return
         self._last_step = state.global_step
         should_log = control.should_log
-        with self.trainer._window.paused():
+        with self.trainer.throughput.paused():
             self.trainer.log(self.score())
         control.should_log = should_log  # `log` takes the wish back, and the loss of this step would go missing
 
@@ -114,8 +115,7 @@ class OnlineProbe(TrainerCallback):
         """Features `(num_images, 1, dimension)` of all processes' images, on the device."""
         features, labels = [], []
         for batch in loader:
-            # not the subclass's, which asks for keypoint densities
-            batch = PixelTrainer._prepare_inputs(self.trainer, batch)
+            batch = prepare_batch(batch, self.trainer.processing_class, self.trainer.args.device)
             with self.trainer.accelerator.autocast():
                 pooled = backbone(batch["pixel_values"])[:, self.layer, None]
             pooled, classes = self.trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))

@@ -40,7 +40,7 @@ def score_reconstructions(
 
     Args:
         model: put into evaluation mode.
-        batches: of `MaskedImageTrainer._prepare_inputs`: pixel_values, normalized, and bool_masked_pos.
+        batches: of `prepare_batch`: pixel_values, normalized, and bool_masked_pos.
         mean, std: of the normalization, for each channel.
         gather: from the `(batch_size, scores)` of this process to those of all, `accelerator.gather_for_metrics`.
 

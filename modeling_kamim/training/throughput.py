@@ -1,0 +1,38 @@
+"""How fast a training is, and how often its gradients are clipped, since the last log."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Throughput:
+    """What happened since the last log.
+
+    The trainer adds to `images` (over all devices), `data_wait` (seconds), `steps`, `clipped`, and to `masked_l1` the
+    losses without weights.
+    """
+
+    def __init__(self):
+        self.start = time.perf_counter()
+        self.images = self.steps = self.clipped = 0
+        self.data_wait = 0.0
+        self.masked_l1: list[torch.Tensor] = []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within it time does not count."""
+        start = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - start
+
+    def summary(self) -> dict[str, float]:
+        """`images_per_second, data_wait` (share of the time), and where there are some `clipped_steps, masked_l1`."""
+        elapsed = time.perf_counter() - self.start
+        summary = {"images_per_second": self.images / elapsed, "data_wait": self.data_wait / elapsed}
+        if self.steps:
+            summary["clipped_steps"] = self.clipped / self.steps
+        if self.masked_l1:
+            summary["masked_l1"] = torch.stack(self.masked_l1).mean().item()
+        return summary
