@@ -2,14 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install quickstart test test-hardware test-slow quality help
+.PHONY: install oldest quickstart test test-hardware test-slow quality help
 
 help:
-	@echo "make quickstart   install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
-	@echo "make test         install and run the tests (offline, CPU)"
-	@echo "make test-hardware  the tests twice: on a CPU that computes in bf16, and on one that does not"
-	@echo "make test-slow    install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
-	@echo "make quality      install and run the linters"
+	@echo "make quickstart      install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
+	@echo "make test            install and run the tests (offline, CPU)"
+	@echo "make test-hardware   the tests twice: on a CPU that computes in bf16, and on one that does not"
+	@echo "make test-slow       install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
+	@echo "make quality         install and run the linters"
 
 install: $(VENV)/.installed
 
@@ -17,6 +17,12 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[dev]"
 	touch $@
+
+# the lower bounds of setup.cfg
+oldest: install
+	$(BIN)/python -c "import configparser; c = configparser.ConfigParser(); c.read('setup.cfg'); \
+		print(c['options']['install_requires'].replace('>=', '=='))" > $(VENV)/oldest.txt
+	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(VENV)/oldest.txt
 
 quickstart: install
 	$(BIN)/python examples/quickstart.py

@@ -36,8 +36,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("dataset_name", help="as for run_classification.py")
-    parser.add_argument("--models", nargs="+", required=True, help="checkpoints of run_mim.py, of one size")
+    parser.add_argument("dataset_name", help="as for kamim evaluate")
+    parser.add_argument("--models", nargs="+", required=True, help="checkpoints of kamim pretrain, of one size")
     parser.add_argument("--model_size", default="tiny", help="of the random weights (default: %(default)s)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/evaluation"))
     args = parser.parse_args()

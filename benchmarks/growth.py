@@ -37,7 +37,7 @@ SIZE, CELL = 192, 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
+    parser.add_argument("--dataset_name", help="as for kamim pretrain; the embedded photographs where not given")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10000], help="images of the map step")
     parser.add_argument("--epochs", type=int, default=50, help="epochs of the memory check")
     parser.add_argument("--steps", type=int, default=8, help="training steps of each process count")

@@ -48,7 +48,7 @@ REPEATS = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
+    parser.add_argument("--dataset_name", help="as for kamim pretrain; the embedded photographs where not given")
     parser.add_argument("--num_images", type=int, default=128, help="images a round")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--image_size", type=int, default=192)

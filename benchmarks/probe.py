@@ -40,7 +40,7 @@ CACHED_EPOCHS = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", help="as for run_classification.py; the embedded photographs where not given")
+    parser.add_argument("--dataset_name", help="as for kamim evaluate; the embedded photographs where not given")
     parser.add_argument("--model_size", choices=("tiny", "small", "base"), default="tiny")
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--num_images", type=int, default=256)

@@ -21,7 +21,7 @@ from modeling_kamim.data.loading import choose_splits, find_image_column, keep_e
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
+    parser.add_argument("--dataset_name", help="as for kamim pretrain; the embedded photographs where not given")
     parser.add_argument("--num_images", type=int, default=100)
     args = parser.parse_args()
 

@@ -25,7 +25,7 @@ from modeling_kamim.objective.keypoints import DETECTORS, FOOTPRINTS
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset_name", help="as for run_mim.py; the embedded photographs where not given")
+    parser.add_argument("--dataset_name", help="as for kamim pretrain; the embedded photographs where not given")
     parser.add_argument("--num_images", type=int, default=200)
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--weight_patch_size", type=int, nargs="+", default=[8])

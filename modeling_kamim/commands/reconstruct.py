@@ -1,7 +1,7 @@
 """Score and draw what checkpoints fill into masked images: PSNR and SSIM, beside a fill with the mean color.
 
 kamim reconstruct --model_name_or_path outputs/mim --dataset_name path/to/images
-kamim reconstruct --model_name_or_path outputs/mim --compare_with outputs/other --mask_ratio 0.6
+kamim reconstruct --model_name_or_path outputs/mim --compare_with outputs/other
 """
 
 import sys

@@ -15,13 +15,16 @@ from tiny_models import tiny_vit
 from transformers import HfArgumentParser
 
 from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.commands.main import COMMANDS
 from modeling_kamim.models.processor import image_processor
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:python|accelerate launch|torchrun)\s[^`]*?\w+\.py\b.*")
-INLINE = re.compile(r"`((?:python|accelerate launch|torchrun)\s[^`]*?\.py[^`]*)`")
+LAUNCHED = r"(?:python|accelerate launch|torchrun)\s[^`\n]*?\w+\.py\b"
+STARTS = rf"{LAUNCHED}|kamim [a-z]+\b|accelerate launch [^`\n]*?\.commands\.[a-z]+"
+COMMAND = re.compile(rf"^(?:\$ |# +| +)?((?:{STARTS}).*)", re.MULTILINE)
+INLINE = re.compile(rf"`((?:{STARTS})\s[^`]+\s[^`]+)`")  # not the bare name of a command, or of an option of it
 
 
 def named(texts, found):
@@ -38,17 +41,18 @@ def snippets(text):
 def commands(text):
     """Command lines of the scripts and benchmarks, in blocks and in sentences, those of several lines joined."""
     blocks = "\n".join(body for language, body in BLOCK.findall(text) if language in ("", "bash", "yaml"))
-    return lines(blocks) + [" ".join(command.split()) for command in INLINE.findall(BLOCK.sub("", text))]
+    return lines(blocks) + lines("\n".join(" ".join(found.split()) for found in INLINE.findall(BLOCK.sub("", text))))
 
 
 def lines(text):
     """The command lines of a text that is nothing but them and sentences, those of several lines joined."""
-    return [command.split("  #")[0] for command in COMMAND.findall(text.replace("\\\n", " "))]
+    found = [command.split("  #")[0] for command in COMMAND.findall(text.replace("\\\n", " "))]
+    return [command for command in found if not command.startswith("kamim configs")]
 
 
 def docstring_lines(code):
     """Those of a script's docstring, with everything that it has in brackets."""
-    return [re.sub(r"[\[\]]", "", line) for line in lines(ast.get_docstring(ast.parse(code)))]
+    return [re.sub(r"[\[\]]", "", line) for line in lines(ast.get_docstring(ast.parse(code)) or "")]
 
 
 @pytest.fixture
@@ -90,20 +94,24 @@ def only_parse(monkeypatch):
 
 
 SCRIPTS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py"))]
-CARDS = sorted((ROOT / "modeling_kamim" / "cards").glob("*.md"))
+SCRIPTS += sorted((ROOT / "modeling_kamim" / "commands").glob("*.py"))
+CARDS = sorted((ROOT / "modeling_kamim" / "hub" / "templates").glob("*.md"))
 
 
 @pytest.mark.parametrize("command", [*named(TEXTS + CARDS, commands), *named(SCRIPTS, docstring_lines)])
 def test_commands_are_understood(monkeypatch, only_parse, command):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    words = shlex.split(re.sub("{{.*?}}", "64", command))
-    start = next(number for number, word in enumerate(words) if word.endswith(".py"))
-    script = ROOT / words[start]
-    assert script.is_file()
-    spec = importlib.util.spec_from_file_location(script.stem, script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", words[start:])
+    words = shlex.split(re.sub("{{.*?}}", "64", command).split(" | ")[0])
     monkeypatch.chdir(ROOT)  # where the configs are
+    start = next(number for number, word in enumerate(words) if word.endswith(".py") or word.split(".")[-1] in COMMANDS)
+    name = words[start].split(".")[-1]
+    if name in COMMANDS:
+        module, program = importlib.import_module(f"modeling_kamim.commands.{name}"), f"kamim {name}"
+    else:
+        program = words[start]
+        spec = importlib.util.spec_from_file_location(Path(program).stem, ROOT / program)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [program, *words[start + 1 :]])
     with pytest.raises(Parsed):
         module.main()
