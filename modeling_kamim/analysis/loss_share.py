@@ -5,6 +5,8 @@ import math
 import numpy as np
 import torch
 
+from ..objective.masking import upsample
+
 NUM_QUANTILES = 10
 
 
@@ -25,12 +27,7 @@ def cell_errors(
     side = math.lcm(mask.shape[1], weights.shape[1])
     difference = (reconstruction.float() - target.float()).abs()
     errors = difference.reshape(batch_size, channels, side, size // side, side, size // side).mean(dim=(1, 3, 5))
-    return errors.flatten(1), _expand(mask, side).flatten(1), _expand(weights, side).flatten(1)
-
-
-def _expand(grid: torch.Tensor, side: int) -> torch.Tensor:
-    times = side // grid.shape[1]
-    return grid.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+    return errors.flatten(1), upsample(mask, side, side).flatten(1), upsample(weights, side, side).flatten(1)
 
 
 def loss_shares(loss: np.ndarray, weights: np.ndarray, num_quantiles: int = NUM_QUANTILES) -> np.ndarray:

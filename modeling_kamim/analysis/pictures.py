@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..objective.masking import upsample
 from .encoders import AnalysisRefused, Encoder
 from .gallery import AnalysisImages
 from .measures import Reconstructor
@@ -203,8 +204,7 @@ def reconstruct(reconstructor: Reconstructor, images: AnalysisImages, indices: S
     encoder, chosen = reconstructor.encoder, images.take(indices)
     weights = reconstructor.settings.weights([encoder.view(image) for image in chosen])
     pixels, reconstruction, mask = reconstructor(chosen, indices)
-    times = encoder.image_size // mask.shape[1]
-    pixel_mask = mask.repeat_interleave(times, dim=1).repeat_interleave(times, dim=2)
+    pixel_mask = upsample(mask, encoder.image_size, encoder.image_size)
     errors = (pixels - reconstruction).abs().mean(dim=1).mul(pixel_mask).sum(dim=(1, 2)) / pixel_mask.sum(dim=(1, 2))
     originals, outputs = (_to_rgb(batch, encoder.mean, encoder.std) for batch in (pixels, reconstruction))
     is_masked = pixel_mask.unsqueeze(-1).numpy()

@@ -23,6 +23,7 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structu
 
 from ..errors import InputError
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..objective.masking import upsample
 
 PAPER_MASK_RATIO = 0.4
 MAX_PSNR = 100.0  # dB; an error of 1e-5 of the data range. Rounding to 8 bits alone leaves 59 dB.
@@ -152,8 +153,7 @@ def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) ->
 def pixel_mask(bool_masked_pos: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """`(batch_size, height, width)` bool mask of pixels for a square `(batch_size, num_patches)` mask of patches."""
     side = math.isqrt(bool_masked_pos.shape[1])
-    patches = bool_masked_pos.bool().unflatten(1, (side, side))
-    return patches.repeat_interleave(height // side, 1).repeat_interleave(width // side, 2)
+    return upsample(bool_masked_pos.bool().unflatten(1, (side, side)), height, width)
 
 
 def normalized_range(mean: Sequence[float], std: Sequence[float]) -> float:

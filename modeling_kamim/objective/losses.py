@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from .masking import upsample
+
 
 def masked_l1(
     reconstruction: torch.Tensor,
@@ -39,7 +41,7 @@ def masked_l1(
 
     difference = reconstruction.to(torch.promote_types(reconstruction.dtype, torch.float32)) - target
     cells = difference.abs().reshape(batch_size, channels, rows, height // rows, columns, width // columns)
-    masked_error = cells.sum(dim=(1, 3, 5)) * _expand(mask, rows, columns)  # (batch_size, rows, columns)
+    masked_error = cells.sum(dim=(1, 3, 5)) * upsample(mask, rows, columns)  # (batch_size, rows, columns)
 
     masked_pixels = mask.sum() * (height // mask.shape[1]) * (width // mask.shape[2])
     scale = 1.0 / (channels * masked_pixels.clamp(min=1)).to(masked_error.dtype)
@@ -47,11 +49,4 @@ def masked_l1(
     if weights is None:
         return unweighted, unweighted
     weights = weights.detach().to(masked_error.dtype)
-    return (masked_error * _expand(weights, rows, columns)).sum() * scale, unweighted
-
-
-def _expand(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Repeat the cells of `(batch_size, r, c)` to `(batch_size, rows, columns)`."""
-    if grid.shape[1:] == (rows, columns):
-        return grid
-    return grid.repeat_interleave(rows // grid.shape[1], dim=1).repeat_interleave(columns // grid.shape[2], dim=2)
+    return (masked_error * upsample(weights, rows, columns)).sum() * scale, unweighted

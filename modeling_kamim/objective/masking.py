@@ -4,6 +4,7 @@ import math
 from random import Random
 
 import numpy as np
+import torch
 
 
 def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_ratio: float, rng: Random) -> np.ndarray:
@@ -37,3 +38,14 @@ def num_masked_blocks(num_blocks: int, mask_ratio: float) -> int:
 def random_order(count: int, rng: Random) -> np.ndarray:
     """Random permutation of `count` numbers, `(count,)` int64."""
     return np.frombuffer(rng.randbytes(8 * count), np.uint64).argsort(kind="stable")
+
+
+def upsample(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """A mask of tokens, or weights of cells, on a finer grid: `(batch_size, rows, columns)`.
+
+    Args:
+        grid: `(batch_size, old_rows, old_columns)`; rows and columns are multiples of its own.
+    """
+    if grid.shape[1:] == (rows, columns):
+        return grid
+    return grid.repeat_interleave(rows // grid.shape[1], dim=1).repeat_interleave(columns // grid.shape[2], dim=2)

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import first_line
+from ..objective.masking import upsample
 
 matplotlib.use("agg")
 logger = logging.getLogger(__name__)
@@ -106,8 +107,7 @@ def label_weights(axis: Axes) -> None:
 def _pixel_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
     """(num_images, height, width, 1) bool mask of pixels for a mask of patches."""
     height, width = pixel_values.shape[2:]
-    pixels = mask.repeat_interleave(height // mask.shape[1], 1).repeat_interleave(width // mask.shape[2], 2)
-    return pixels.unsqueeze(-1).numpy()
+    return upsample(mask, height, width).unsqueeze(-1).numpy()
 
 
 def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.ndarray:

@@ -10,6 +10,7 @@ from tiny_models import tiny_swin, tiny_vit
 from torch.utils.data import default_collate
 from transformers import TrainerCallback, TrainingArguments, set_seed
 
+import modeling_kamim.training.throughput
 import modeling_kamim.training.trainer
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.errors import InputError
@@ -264,7 +265,8 @@ def test_modes_and_generators_are_put_back_after_an_error(tmp_path, monkeypatch)
 
 def test_the_time_of_the_probe_is_left_out_of_the_speed(tmp_path, monkeypatch):
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(modeling_kamim.training.trainer, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    for module in (modeling_kamim.training.trainer, modeling_kamim.training.throughput):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
 
     class Step(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
