@@ -1,4 +1,4 @@
-"""The errors that the command line turns into a single line instead of a traceback."""
+"""Errors that a command ends with in one line, without a traceback."""
 
 import errno
 import re

@@ -1,4 +1,4 @@
-"""Files that are on the disk, whole, before they get their names."""
+"""Write files atomically, and sync them to the disk."""
 
 import errno
 import math

@@ -1,4 +1,4 @@
-"""Allowed ranges of the numeric settings of all scripts: one table, and the check against it."""
+"""Allowed ranges of all numeric settings, in one table."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""report.md: the figures with what can honestly be read from them, and the CSV files behind them."""
+"""Write report.md: every figure with a sentence on what it shows, and the CSV files behind it."""
 
 import csv
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""The images under analysis, decoded when they are asked for."""
+"""Images under analysis, decoded on demand."""
 
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What the keypoint weights of an image are made of: keypoints, density, weights by temperature and cell size."""
+"""Keypoints, density and weights of one image, by temperature and cell size."""
 
 from collections.abc import Sequence
 

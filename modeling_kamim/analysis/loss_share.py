@@ -1,4 +1,4 @@
-"""Where the masked loss goes: its share by quantile of the keypoint weights. Pure."""
+"""Share of the masked loss by quantile of the keypoint weights. Pure functions."""
 
 import math
 

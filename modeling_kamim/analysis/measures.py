@@ -1,4 +1,4 @@
-"""The numbers behind the figures, gathered over batches of images; none of these grows with their number.
+"""Compute the numbers behind the figures over batches of images, in constant memory.
 
 A measure is fed by `update` and gives `rows`: dictionaries, one for each line of its CSV file.
 """

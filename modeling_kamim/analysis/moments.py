@@ -1,4 +1,4 @@
-"""Mean and standard deviation of what arrives in batches, in memory that does not grow with it."""
+"""Running mean and standard deviation over batches."""
 
 import numpy as np
 import torch

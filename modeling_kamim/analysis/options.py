@@ -1,4 +1,4 @@
-"""The command line of `kamim analyze`."""
+"""Settings of `kamim analyze`."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What the pictures of single images show, computed; `figures` draws it."""
+"""Compute what the pictures of single images show; `plots` draws them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

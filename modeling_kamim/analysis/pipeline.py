@@ -1,4 +1,4 @@
-"""All analyses of a run: the numbers in one pass over the images, then the pictures of single images."""
+"""Run all analyses: the numbers in one pass over the images, then the pictures of single images."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence

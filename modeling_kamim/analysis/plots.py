@@ -1,4 +1,4 @@
-"""The figures; the numbers that they show come from `measures` and `pictures`.
+"""Draw the figures of the analyses; the numbers come from `measures` and `pictures`.
 
 Colors are Okabe and Ito's and sequential maps whose lightness is monotonic, so that they can be told apart by the
 color-blind and in gray print; lines and classes differ in their markers too.

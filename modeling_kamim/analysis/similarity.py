@@ -1,4 +1,4 @@
-"""How alike the features of layers and models are (CKA), and how many dimensions they use (RankMe)."""
+"""Similarity of layers and models (CKA), and effective rank of features (RankMe)."""
 
 from collections.abc import Sequence
 

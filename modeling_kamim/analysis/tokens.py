@@ -1,4 +1,4 @@
-"""Tokens in two dimensions: t-SNE and principal components, both of scikit-learn."""
+"""Project tokens to two dimensions: t-SNE and principal components of scikit-learn."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a user reports of an error that is a fault of this program."""
+"""One line for a bug report: versions, and the command without secrets."""
 
 import importlib.metadata
 import platform

@@ -1,4 +1,4 @@
-"""The end of a command: one line whatever happens, and an exit status."""
+"""End a command with one line and an exit status, whatever happens."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""How this program is called, for the commands that it prints."""
+"""Name the running command, for the commands that it prints."""
 
 import sys
 from collections.abc import Sequence

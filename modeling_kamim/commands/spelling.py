@@ -1,4 +1,4 @@
-"""Names of options, read from the source alone: a typing mistake is told before torch is imported."""
+"""Check the names of options without importing torch, so that typing mistakes are told at once."""
 
 import ast
 import importlib.util

@@ -1,4 +1,4 @@
-"""Which settings each command has."""
+"""Settings of each command."""
 
 from ..data.loading import DataArguments, SourceArguments
 from ..data.preparation import PreparationArguments

@@ -1,4 +1,4 @@
-"""The cached `datasets.map` steps before training: the range of deep images, keypoint densities, bad images."""
+"""The `datasets.map` steps before training: range of deep images, keypoint densities, bad images. All are cached."""
 
 import logging
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Samples and batches of linear probing and fine-tuning (arXiv:2407.13873, section 4.1.1, and stronger or weaker)."""
+"""Samples and batches of linear probing and fine-tuning (arXiv:2407.13873, section 4.1.1)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""The list of the images that a run left out."""
+"""List the images that a run left out."""
 
 import logging
 from collections.abc import Sequence

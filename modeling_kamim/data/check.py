@@ -1,4 +1,4 @@
-"""What training would meet in a data set: images that cannot be decoded, unusual ones, copies, and the sizes."""
+"""Check a data set before training: images that cannot be decoded, unusual images, duplicates, sizes."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""From image bytes or a path to RGB pixels, whatever the file is."""
+"""Decode an image of any format to RGB pixels."""
 
 import errno
 import io

@@ -1,4 +1,4 @@
-"""What tells the images of a run from others: a fingerprint of their content."""
+"""Fingerprint of the content of a data set, to compare the data of a resumed run."""
 
 import hashlib
 from random import Random

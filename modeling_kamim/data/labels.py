@@ -1,4 +1,4 @@
-"""Whether labels are classes: what a column of them may hold, and which folder a folder of images takes them from."""
+"""Check that a label column holds classes, and which folders they come from."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Load an image data set from anywhere, find its columns, and serve its samples reproducibly."""
+"""Load an image data set, find its splits and columns, and encode its labels."""
 
 import contextlib
 import logging

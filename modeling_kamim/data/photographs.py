@@ -1,4 +1,4 @@
-"""The embedded data set: photographs that scikit-image carries in its wheel, cut into tiles. Nothing is downloaded."""
+"""The embedded data set: tiles of the photographs in scikit-image's wheel. Nothing is downloaded."""
 
 import io
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Data sets made ready for fast training: smaller images with their keypoint densities, in sharded Parquet.
+"""Prepare a data set for fast training: smaller images with keypoint densities, in sharded Parquet.
 
 The work is `Preparation`, a pure function from rows to rows, and `ShardJob`, which writes one file of them. What runs
 the jobs, processes of this machine or Ray Data on many, knows nothing of either.

@@ -1,4 +1,4 @@
-"""Which files of this machine a data set may read: those in its own folder.
+"""Allow a data set to read files in its own folder only.
 
 Its texts (card, metadata, rows) come from whoever wrote it, and may name any file or address. Links are followed: what
 lies in a folder was put there by its owner, and folders of links are common (a part of ImageNet, the Hub's cache). Only

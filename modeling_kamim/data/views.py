@@ -1,4 +1,4 @@
-"""Which part of an image a sample shows: random resized crop and flips (arXiv:2407.13873, section 4.1.1)."""
+"""Random resized crop and flips (arXiv:2407.13873, section 4.1.1)."""
 
 import math
 from dataclasses import dataclass

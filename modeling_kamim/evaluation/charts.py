@@ -1,4 +1,4 @@
-"""Charts of evaluations: confusion, accuracy by depth, reconstructions of several models."""
+"""Charts of evaluations: confusion matrix, accuracy by depth, reconstructions of several models."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle

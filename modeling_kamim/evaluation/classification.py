@@ -1,4 +1,4 @@
-"""One evaluation as the command line of `kamim evaluate` asks for it, from images to results."""
+"""Evaluate a checkpoint by classification: load, train or fit, score, write results."""
 
 import contextlib
 import copy

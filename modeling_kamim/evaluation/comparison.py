@@ -1,4 +1,4 @@
-"""Reconstructions of one pretrained model or several, on the same images and masks: scores and a picture."""
+"""Score and draw reconstructions of one or several models on the same images and masks."""
 
 import logging
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Features of frozen encoders: of any pretrained encoder and each of its layers, computed once for a whole data set."""
+"""Compute features of frozen encoders once for a whole data set."""
 
 from dataclasses import dataclass
 

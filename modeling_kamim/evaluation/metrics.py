@@ -1,4 +1,4 @@
-"""Metrics of classification, as `evaluate` metrics that live here and need no download."""
+"""Classification metrics as `evaluate` metrics, without a download."""
 
 import datasets
 import evaluate

@@ -1,4 +1,4 @@
-"""Weighted nearest neighbors."""
+"""Weighted k nearest neighbors."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""How good a model's features are while it is pretrained: a linear probe and nearest neighbors every few steps."""
+"""Score the features during pretraining: a linear probe and nearest neighbors every few steps."""
 
 import random
 from collections.abc import Iterator

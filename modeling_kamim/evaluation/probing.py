@@ -1,4 +1,4 @@
-"""Classifiers on fixed features: linear probes trained side by side, and weighted nearest neighbors. Pure tensors."""
+"""Train linear probes on fixed features, several learning rates at once."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""The protocols of evaluation: a row for each, with the settings that the command line leaves open."""
+"""The protocols of evaluation, one row each, with their default settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

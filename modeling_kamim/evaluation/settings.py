@@ -1,4 +1,4 @@
-"""Settings of an evaluation: the checkpoint, the protocol, the training of its head."""
+"""Settings of an evaluation: checkpoint, protocol, training of the head."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

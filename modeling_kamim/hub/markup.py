@@ -1,4 +1,4 @@
-"""Text of users escaped where it reaches Markdown, LaTeX and matplotlib: names of classes, models and data sets."""
+"""Escape names of users for Markdown, LaTeX and matplotlib."""
 
 import re
 from textwrap import fill

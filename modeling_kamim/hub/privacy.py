@@ -1,4 +1,4 @@
-"""What may be published of names, settings and texts: no local paths, no passwords, no access tokens."""
+"""Remove local paths, passwords and access tokens from what is published."""
 
 import json
 import os

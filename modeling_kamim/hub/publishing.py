@@ -1,4 +1,4 @@
-"""Publishing on the Hub: what of a directory, with nothing private in it, by pushes that are tried again."""
+"""Publish on the Hub: which files of a directory, and pushes with retries."""
 
 import json
 import logging

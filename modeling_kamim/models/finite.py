@@ -1,4 +1,4 @@
-"""Numbers that are not finite: found in weights, and kept out of JSON."""
+"""Find numbers that are not finite in weights and files."""
 
 import itertools
 from collections.abc import Iterable, Iterator

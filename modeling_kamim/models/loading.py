@@ -1,4 +1,4 @@
-"""Checkpoints, loaded whole and finite, without pickles and without code of the repository."""
+"""Load checkpoints: all weights, finite, from safetensors, without code of the repository."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

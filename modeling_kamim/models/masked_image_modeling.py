@@ -1,4 +1,4 @@
-"""Masked image modelling with keypoint weights on HuggingFace's ViT and Swin (arXiv:2407.13873).
+"""Masked image modeling with keypoint weights on HuggingFace's ViT and Swin (arXiv:2407.13873).
 
 The checkpoints are plain ViT and Swin checkpoints: `model_type` stays "vit" or "swin", KAMIM's settings are an extra
 key of the config, and `AutoModel.from_pretrained` needs nothing of this package.

@@ -1,4 +1,4 @@
-"""Images deeper than 8 bits, and the range of values that becomes 0 to 255.
+"""Scale images of more than 8 bits: the range of values that becomes 0 to 255.
 
 Such an image says nowhere which values it uses: 12-bit images lie in 16-bit files, floats in [0, 1] or in any other
 unit. So the range comes from the pixels: of the training images (`map_steps.measure_pixel_range`), or of the image

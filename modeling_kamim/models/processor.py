@@ -1,4 +1,4 @@
-"""The image processor that is saved beside a checkpoint and holds its mean and std."""
+"""The image processor that is saved with a checkpoint: mean, standard deviation, pixel range."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""Checkpoints at another image size: positions and tables are interpolated."""
+"""Interpolate positions and tables of a checkpoint for another image size."""
 
 from collections.abc import Mapping
 

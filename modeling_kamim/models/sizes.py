@@ -1,4 +1,4 @@
-"""Configs of the models in the sizes of the paper, and the images that they take."""
+"""Configs of the models in the paper's sizes, and checks of the image size."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Keypoint density of the cells of an image: counted on a map, or resampled from a stored grid."""
+"""Keypoint density of the cells of an image: counted on a keypoint map, or resampled from a stored grid."""
 
 import numpy as np
 import torch

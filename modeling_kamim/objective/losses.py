@@ -1,4 +1,4 @@
-"""The objective (arXiv:2407.13873, Eq. 3). Pure."""
+"""The weighted masked L1 loss (arXiv:2407.13873, Eq. 3)."""
 
 import math
 

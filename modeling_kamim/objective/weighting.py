@@ -1,4 +1,4 @@
-"""From a keypoint map to the weights of the loss (arXiv:2407.13873, Eq. 2), and the controls beside it.
+"""Keypoint density to loss weights (arXiv:2407.13873, Eq. 2), and controls.
 
 Densities are found in the loader, image by image; weights are computed on the device, for a whole batch at once.
 

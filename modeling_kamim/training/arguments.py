@@ -1,4 +1,4 @@
-"""Arguments of the scripts, as dataclasses of which `command_line.parse` makes options."""
+"""Settings of a pretraining: model, objective, and transformers' `TrainingArguments` with the paper's recipe."""
 
 import json
 from dataclasses import dataclass, field

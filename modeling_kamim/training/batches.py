@@ -1,4 +1,4 @@
-"""From the samples of a batch to what a model takes: normalized pixels, and weights of the cells."""
+"""Prepare a batch for the model: normalized pixels, keypoint weights."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol

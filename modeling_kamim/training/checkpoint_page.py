@@ -1,4 +1,4 @@
-"""The files of an output directory that tell what is in it: README.md and settings.yaml."""
+"""Write README.md and settings.yaml of an output directory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

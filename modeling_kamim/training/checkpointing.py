@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, belong to one run, and give every tensor back."""
+"""Save checkpoints atomically, restore every tensor, and delete only the checkpoints of this run."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Pictures of what a model does."""
+"""Pictures of a pretraining: reconstructions and curves; how figures are saved."""
 
 import contextlib
 import io

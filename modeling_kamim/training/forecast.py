@@ -1,4 +1,4 @@
-"""How long a training will take on a CPU, told before it starts."""
+"""Estimate before it starts how long a training will take on a CPU."""
 
 import logging
 import time

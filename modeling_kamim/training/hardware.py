@@ -1,4 +1,4 @@
-"""What this machine computes with; `python -m modeling_kamim.hardware` prints it."""
+"""Device and precision of this machine; `python -m modeling_kamim.training.hardware` prints them."""
 
 from dataclasses import dataclass
 

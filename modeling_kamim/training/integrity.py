@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, told by its files' headers and directories: no tensor is read."""
+"""Check that a checkpoint is whole, by the headers of its files; no tensor is read."""
 
 import json
 import zipfile

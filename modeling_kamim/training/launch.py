@@ -1,4 +1,4 @@
-"""The processes of a run: whether those that a launcher started are those that it was asked for, what they agree on."""
+"""Check the processes that a launcher started, and agree on numbers between them."""
 
 import os
 

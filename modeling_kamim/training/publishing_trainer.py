@@ -1,4 +1,4 @@
-"""Pushes of a training to the Hub, none of which costs it anything."""
+"""Push a training to the Hub; a failed push is reported and never ends the training."""
 
 import logging
 from pathlib import Path

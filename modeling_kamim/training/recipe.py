@@ -1,4 +1,4 @@
-"""Whether a training can be what its settings say: optimizer, schedule, trackers, metric, loader, and its steps."""
+"""Check optimizer, schedule, trackers, metric and loader settings before a training."""
 
 import importlib.util
 import math

@@ -1,4 +1,4 @@
-"""Going on with a run: its last whole checkpoint, and whether the settings are still those that it was made with."""
+"""Resume a run: find its last whole checkpoint, and compare the settings."""
 
 import json
 import logging

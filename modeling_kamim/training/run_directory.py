@@ -1,4 +1,4 @@
-"""The output directory of a run: what in it is the run's own, and that no other run writes there at the same time.
+"""The output directory of a run: its lock, its identity, and which files in it are its own.
 
 A run that begins anew gets an identity, which `kamim_run.json` holds in the directory and in each of its checkpoints. A
 resumed run keeps that of its checkpoint. What has another one was left by another run.

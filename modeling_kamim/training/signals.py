@@ -1,4 +1,4 @@
-"""Ends of a training that nobody planned: signals, numbers that are not finite, processes that died."""
+"""Stop a run early and save it on SIGTERM or Ctrl-C; print the command that resumes it."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""Where the samples of a pretraining come from: a data set that is there as a whole, or a stream. One interface."""
+"""One interface for the images of a pretraining: a mapped data set, or a stream."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

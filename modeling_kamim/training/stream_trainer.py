@@ -1,4 +1,4 @@
-"""Training on a stream: which files, which settings make sense, and the trainer."""
+"""Train on a stream: open the files, check the settings, resume within the stream."""
 
 import logging
 from pathlib import Path

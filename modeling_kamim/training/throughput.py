@@ -1,4 +1,4 @@
-"""How fast a training is, and how often its gradients are clipped, since the last log."""
+"""Measure images per second, waiting for data, and clipped steps since the last log."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What transformers' Trainer cannot do by argument."""
+"""Trainers of masked image modeling and of classifiers."""
 
 import json
 import logging
@@ -315,7 +315,7 @@ class ClassificationTrainer(PixelTrainer):
 
 
 def _is_of_a_worker(error: Exception) -> bool:
-    """Whether it tells, where a loader waits for a batch, that a worker died."""
+    """Return whether an error of the data loader says that a worker died."""
     is_waiting = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
     return is_waiting and (not isinstance(error, RuntimeError) or "DataLoader worker" in str(error))
 

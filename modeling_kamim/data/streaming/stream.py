@@ -1,4 +1,4 @@
-"""Training on Parquet files while they are read, from disk or from the Hub: no copy, no first pass over the images.
+"""Samples of a stream of Parquet files, read while the model trains.
 
 Crop, flips and mask of a sample depend on (seed, pass, file, row): on no reader and on no order. What is read when is
 told in `stream_reader.py`.

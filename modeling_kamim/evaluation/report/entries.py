@@ -1,4 +1,4 @@
-"""Results as the reports name and sort them: model, method, data, protocol, layer, accuracy."""
+"""Names and order of results in reports: model, method, data, protocol, layer, accuracy."""
 
 import json
 import re
@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def parameters(self) -> str:
-        """Millions."""
+        """Number of parameters, in millions."""
         parameters = self.figures.get("parameters")
         return f"{parameters / 1e6:.1f}M" if parameters is not None and is_number(parameters) else MISSING
 

@@ -1,4 +1,4 @@
-"""Tables of all results below some folders, as Markdown and LaTeX, also in the layouts of the paper's tables."""
+"""Write the tables of all results below some folders, as Markdown and LaTeX."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
