@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sized
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,6 +24,7 @@ from ..objective.weighting import CellWeighting
 from .batches import normalize, weigh
 from .checkpointing import StatefulCallback
 from .launch import largest_of_processes
+from .nonfinite import NonfiniteGuard
 from .publishing_trainer import PublishingTrainer
 from .recipe import check_steps
 from .resume import CONTENT, check_settings, read_state
@@ -58,7 +59,7 @@ class PixelTrainer(PublishingTrainer):
     def __init__(self, *args, run_settings: Mapping[str, Any] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
         self.run_settings = run_settings and {**run_settings, CONTENT: self.train_dataset.content}
-        self._batches: list[_Batch] = []  # of the running optimizer step
+        self._guard = NonfiniteGuard()
         self._stop = StopOnSignal()
         self.add_callback(self._stop)
         # The losses here are means over a batch: have the Trainer divide them by the accumulation steps.
@@ -169,32 +170,25 @@ class PixelTrainer(PublishingTrainer):
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args, **kwargs) -> torch.Tensor:
         self.throughput.images += len(next(iter(inputs.values()))) * self.args.world_size
         loss = super().training_step(model, inputs, *args, **kwargs)
-        self._batches.append(_Batch(self._sample_index, loss))
+        self._guard.remember(self._sample_index, loss)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | None = None) -> torch.Tensor:
         norm = super()._get_grad_norm(model, grad_norm)
         self.throughput.steps += 1
         self.throughput.clipped += int(0 < self.args.max_grad_norm < norm)
-        losses = [float(batch.loss) for batch in self._batches]
-        is_scaled = self.accelerator.scaler is not None  # then infinite gradients only say that the scale is too large
-        is_finite = all(map(math.isfinite, losses)) and (is_scaled or math.isfinite(norm))
+        is_finite = self._guard.is_finite(float(norm), is_scaled=self.accelerator.scaler is not None)
         if largest_of_processes(int(not is_finite), self.args):
-            self._meet_nonfinite(model, losses, float(norm))
-        self._batches.clear()
+            self._meet_nonfinite(model, float(norm))
+        self._guard.forget()
         return norm
 
-    def _meet_nonfinite(self, model: nn.Module, losses: list[float], norm: float) -> None:
+    def _meet_nonfinite(self, model: nn.Module, norm: float) -> None:
         """Name the images of a step whose numbers are not finite; then end the training, or leave out the step."""
         step = self.state.global_step + 1
         rank = f"_process_{self.args.process_index}" if self.args.world_size > 1 else ""
         file = Path(self.args.output_dir) / f"nonfinite_step_{step}{rank}.json"
-        samples = [[self._sample_name(index) for index in batch.samples] for batch in self._batches]
-        numbers = {"losses": [f"{loss:g}" for loss in losses], "gradient_norm": f"{norm:g}"}  # JSON has no NaN
-        report = {"step": step, "epoch": self.state.epoch, **numbers, "samples": samples}
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        what = f"step {step}: the loss is {losses} and the gradient's norm {norm:g}; {file} names the images"
+        what = self._guard.report(file, step, self.state.epoch, norm, self._sample_name)
         if getattr(self.args, "nonfinite", "raise") == "skip":
             logger.error("%s. The step is left out", what)
             model.zero_grad(set_to_none=True)  # the optimizer passes over parameters without a gradient
@@ -318,17 +312,6 @@ def _is_of_a_worker(error: Exception) -> bool:
     """Return whether an error of the data loader says that a worker died."""
     is_waiting = any(frame.f_code.co_name == "_try_get_data" for frame, _ in traceback.walk_tb(error.__traceback__))
     return is_waiting and (not isinstance(error, RuntimeError) or "DataLoader worker" in str(error))
-
-
-class _Batch(NamedTuple):
-    """What is remembered of a batch until the optimizer's step."""
-
-    sample_index: torch.Tensor | None
-    loss: torch.Tensor
-
-    @property
-    def samples(self) -> list[int]:
-        return [] if self.sample_index is None else self.sample_index.flatten().tolist()
 
 
 class _EpochCallback(TrainerCallback):

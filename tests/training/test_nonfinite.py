@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_models import tiny_vit
 from trainers import Samples, trainer
 from transformers import TrainerCallback
@@ -24,6 +26,7 @@ from modeling_kamim.hub.publishing import published_files
 from modeling_kamim.models.backbone import load_backbone
 from modeling_kamim.models.processor import image_processor
 from modeling_kamim.training.figures import curves_figure
+from modeling_kamim.training.nonfinite import NonfiniteGuard
 
 
 class NamedSamples(Samples):
@@ -223,3 +226,25 @@ def test_published_json_holds_no_nan(tmp_path):
     (tmp_path / "trainer_state.json").write_text('{"log_history": [{"loss": NaN, "grad_norm": Infinity}]}')
     text = published_files(tmp_path)["trainer_state.json"].decode()
     assert json.loads(text) == {"log_history": [{"loss": None, "grad_norm": None}]}
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=4), st.floats(), st.booleans())
+def test_a_step_is_finite_where_all_of_its_numbers_are(losses, norm, is_scaled):
+    guard = NonfiniteGuard()
+    for loss in losses:
+        guard.remember(None, torch.tensor(loss))
+    expected = all(map(math.isfinite, losses)) and (is_scaled or math.isfinite(norm))
+    assert guard.is_finite(norm, is_scaled) == expected
+    guard.forget()
+    assert guard.losses == []
+
+
+def test_the_report_names_the_images_of_every_batch(tmp_path):
+    guard = NonfiniteGuard()
+    guard.remember(torch.tensor([3, 1]), torch.tensor(float("nan")))
+    guard.remember(None, torch.tensor(1.0))
+    file = tmp_path / "made" / "report.json"
+    said = guard.report(file, 7, 0.5, math.inf, lambda index: {"index": index})
+    assert "step 7" in said and str(file) in said
+    expected = {"step": 7, "epoch": 0.5, "losses": ["nan", "1"], "gradient_norm": "inf"}
+    assert json.loads(file.read_text()) == {**expected, "samples": [[{"index": 3}, {"index": 1}], []]}
