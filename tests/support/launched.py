@@ -38,7 +38,7 @@ def with_shards_on_cpus() -> None:
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
-    from modeling_kamim.training import launch as processes
+    from modeling_kamim.commands import pretrain
 
     begin = AcceleratorState.__init__
 
@@ -49,7 +49,7 @@ def with_shards_on_cpus() -> None:
             self.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = begin_sharded
-    processes.check_launch = lambda args: None
+    pretrain.check_launch = lambda args: None
 
 
 CHANGES = {
