@@ -2,6 +2,8 @@
 
 import errno
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -54,3 +56,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def printable(text: str) -> str:
     """The text in one line: line ends, control characters and bytes that are no UTF-8 become escapes."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def did_you_mean(name: str, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return "; did you mean 'x'?" with the nearest of some names, for the end of a message; empty where none is near.
+
+    Args:
+        name: that is none of them.
+        cutoff: least similarity, in [0, 1].
+    """
+    nearest = get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ..objective.masking import upsample
+from ..training.figures import to_rgb
 from .encoders import AnalysisRefused, Encoder
 from .gallery import AnalysisImages
 from .measures import Reconstructor
@@ -206,7 +207,7 @@ def reconstruct(reconstructor: Reconstructor, images: AnalysisImages, indices: S
     pixels, reconstruction, mask = reconstructor(chosen, indices)
     pixel_mask = upsample(mask, encoder.image_size, encoder.image_size)
     errors = (pixels - reconstruction).abs().mean(dim=1).mul(pixel_mask).sum(dim=(1, 2)) / pixel_mask.sum(dim=(1, 2))
-    originals, outputs = (_to_rgb(batch, encoder.mean, encoder.std) for batch in (pixels, reconstruction))
+    originals, outputs = (to_rgb(batch, encoder.mean, encoder.std) for batch in (pixels, reconstruction))
     is_masked = pixel_mask.unsqueeze(-1).numpy()
     return Reconstructions(
         encoder.name,
@@ -216,7 +217,3 @@ def reconstruct(reconstructor: Reconstructor, images: AnalysisImages, indices: S
         weights.numpy(),
         errors.numpy(),
     )
-
-
-def _to_rgb(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    return (pixels.permute(0, 2, 3, 1).numpy() * np.asarray(std) + np.asarray(mean)).clip(0, 1)

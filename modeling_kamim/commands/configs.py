@@ -7,10 +7,9 @@ kamim pretrain kamim_vit_base__in1k__192__100ep.yaml --temperature 0.5
 
 import shutil
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .endings import run
 
 
@@ -34,11 +33,13 @@ def config_file(path: Path) -> Path:
     Raises:
         InputError: if there is neither.
     """
+    if path.is_file():
+        return path
     name = path.as_posix().removeprefix("configs/")
-    own = [file for file in packaged().rglob("*.yaml") if file.as_posix().endswith(f"/{name}")]
-    if not path.is_file() and not own:
-        raise InputError(f"there is no config file {path}; `kamim configs` lists those of this package")
-    return path if path.is_file() else own[0]
+    for file in packaged().rglob("*.yaml"):
+        if file.as_posix().endswith(f"/{name}"):
+            return file
+    raise InputError(f"there is no config file {path}; `kamim configs` lists those of this package")
 
 
 def packaged() -> Path:
@@ -54,10 +55,7 @@ def copy(folder: Path, name: str, names: list[str]) -> None:
         InputError: if there is none of this name, or a file would be overwritten.
     """
     if name not in names:
-        nearest = get_close_matches(name, names, n=1, cutoff=0.3)
-        raise InputError(
-            f"there is no config {name!r}; did you mean {nearest[0]!r}?" if nearest else f"there is no config {name!r}"
-        )
+        raise InputError(f"there is no config {name!r}{did_you_mean(name, names, cutoff=0.3)}")
     target = Path(Path(name).name)
     if target.exists():
         raise InputError(f"{target} is there already; move it away, or use it")

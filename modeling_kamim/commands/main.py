@@ -2,10 +2,9 @@
 
 import importlib
 import sys
-from difflib import get_close_matches
 
 from .. import __version__
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 from .endings import run
 from .spelling import check_options
 
@@ -49,9 +48,8 @@ def dispatch() -> None:
             check_options(rest)
         importlib.import_module(f"{__package__}.{name}").main()
     else:
-        nearest = get_close_matches(name, COMMANDS, n=1)
-        advice = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise InputError(f"there is no command {name!r}; {advice}commands: {', '.join(COMMANDS)}")
+        advice = did_you_mean(name, COMMANDS) or ";"
+        raise InputError(f"there is no command {name!r}{advice} commands: {', '.join(COMMANDS)}")
 
 
 def usage() -> str:

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import datetime
-import difflib
 import json
 import re
 import shlex
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
-from ..errors import InputError, on_one_line
+from ..errors import InputError, did_you_mean, on_one_line
 from ..hub.privacy import public_settings, without_tokens
 from ..training.arguments import PretrainingArguments, RecipeArguments
 from .configs import config_file
@@ -213,9 +212,7 @@ class _Parser(HfArgumentParser):
         sys.exit(0)
 
     def suggestion(self, key: str) -> str:
-        keys = [action.dest for action in self._actions]
-        nearest = difflib.get_close_matches(key.lstrip("-").split("=")[0], keys, n=1)
-        return f"; did you mean {nearest[0]!r}?" if nearest else ""
+        return did_you_mean(key.lstrip("-").split("=")[0], [action.dest for action in self._actions])
 
     def yaml_to_argv(self, path: Path) -> list[str]:
         argv: list[str] = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def program(argv: Sequence[str] | None = None) -> list[str]:
-    """The words that start the running command in a shell: `kamim pretrain`, or `kamim pretrain` for a script.
+    """The words that start the running command in a shell: `kamim pretrain`, or `python run_mim.py` for a script.
 
     Args:
         argv: the command line with its program; `sys.argv` where None.

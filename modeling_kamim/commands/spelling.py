@@ -3,11 +3,10 @@
 import ast
 import importlib.util
 from collections.abc import Sequence
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, did_you_mean
 
 
 def check_options(argv: Sequence[str]) -> None:
@@ -19,8 +18,7 @@ def check_options(argv: Sequence[str]) -> None:
     for word in argv:
         name = word[2:].split("=")[0].replace("-", "_")
         if word.startswith("--") and name.removeprefix("no_") not in known_options():
-            nearest = get_close_matches(name, known_options(), n=1)
-            raise InputError(f"unknown argument {word!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+            raise InputError(f"unknown argument {word!r}{did_you_mean(name, known_options())}")
 
 
 @cache

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..hub.markup import plot_text
-from ..training.figures import LINE_COLORS, MARKERS, _pixel_mask, _to_rgb
+from ..training.figures import LINE_COLORS, MARKERS, pixels_of_mask, to_rgb
 
 NAMED_CLASSES = 30
 
@@ -34,10 +34,10 @@ def comparison_figure(
         reconstructions: from a model's name to its output, like `pixel_values`.
         mean, std: of the normalization, for each channel.
     """
-    masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
+    masked, original = pixels_of_mask(mask, pixel_values), to_rgb(pixel_values, mean, std)
     rows = [("original", original), ("masked", np.where(masked, 0.5, original))]
     for name, reconstruction in reconstructions.items():
-        rows.append((plot_text(name, 16), np.where(masked, _to_rgb(reconstruction, mean, std), original)))
+        rows.append((plot_text(name, 16), np.where(masked, to_rgb(reconstruction, mean, std), original)))
 
     num_images = len(pixel_values)
     names_width, side = 1.6, 1.6  # inches

@@ -46,7 +46,7 @@ from .results import checkpoint_rows, provenance, summarize_seeds, weights_sha25
 from .settings import ClassificationArguments, ProbingArguments
 
 logger = logging.getLogger(__name__)
-NUM_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
+NUM_NEIGHBORS, KNN_TEMPERATURE = 20, 0.07
 CHANCE_MARGIN = 0.98  # of the loss of guessing, from which on a probe has hardly learned
 
 
@@ -303,7 +303,7 @@ class Evaluation:
             train.labels,
             validation.features[:, place],
             self.images.classes.num_classes,
-            NUM_NEIGHBOURS,
+            NUM_NEIGHBORS,
             KNN_TEMPERATURE,
         )
         return {
@@ -311,7 +311,7 @@ class Evaluation:
             **self.layer_facts(layer),
             "optimizer": None,
             "learning_rate": None,
-            "num_neighbors": NUM_NEIGHBOURS,
+            "num_neighbors": NUM_NEIGHBORS,
             **({"seed": None} if self.class_args.low_shot is None else {}),  # nothing is drawn
             **self.scores(votes, validation.labels),
         }

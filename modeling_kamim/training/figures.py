@@ -70,8 +70,8 @@ def reconstruction_figure(
         weights: `(num_images, weight_rows, weight_columns)`.
         mean, std: of the normalization, for each channel.
     """
-    masked, original = _pixel_mask(mask, pixel_values), _to_rgb(pixel_values, mean, std)
-    filled = np.where(masked, _to_rgb(reconstruction, mean, std), original)
+    masked, original = pixels_of_mask(mask, pixel_values), to_rgb(pixel_values, mean, std)
+    filled = np.where(masked, to_rgb(reconstruction, mean, std), original)
     panels = (original, np.where(masked, 0.5, original), filled, weights.numpy())
 
     num_images = len(pixel_values)
@@ -104,13 +104,14 @@ def label_weights(axis: Axes) -> None:
     axis.minorticks_off()
 
 
-def _pixel_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
-    """(num_images, height, width, 1) bool mask of pixels for a mask of patches."""
+def pixels_of_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
+    """`(num_images, height, width, 1)` bool mask of pixels for a mask of patches `(num_images, rows, columns)`."""
     height, width = pixel_values.shape[2:]
     return upsample(mask, height, width).unsqueeze(-1).numpy()
 
 
-def _to_rgb(images: torch.Tensor, mean: list[float], std: list[float]) -> np.ndarray:
+def to_rgb(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """`(num_images, height, width, 3)` in [0, 1] for normalized `(num_images, 3, height, width)`."""
     channels_last = images.permute(0, 2, 3, 1).float().numpy()
     return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
 

@@ -58,10 +58,8 @@ class NonfiniteGuard:
         """
         indices = [[] if index is None else index.flatten().tolist() for index, _ in self._batches]
         samples = [[name_of(index) for index in batch] for batch in indices]
-        numbers = {
-            "losses": [f"{loss:g}" for loss in self.losses],
-            "gradient_norm": f"{gradient_norm:g}",
-        }  # no NaN in JSON
+        losses = [f"{loss:g}" for loss in self.losses]  # as texts: JSON has no NaN
+        numbers = {"losses": losses, "gradient_norm": f"{gradient_norm:g}"}
         report = {"step": step, "epoch": epoch, **numbers, "samples": samples}
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -147,9 +147,12 @@ class StreamSource(Source):
     def __init__(self, splits: Any, data_args: DataArguments, args: PretrainingArguments, shuffle_buffer: int):
         super().__init__(splits, data_args, args)
         self.shuffle_buffer = shuffle_buffer
+        self._known: datasets.Dataset | None = None  # read once
 
     def known(self, columns: Sequence[str]) -> datasets.Dataset:
-        return keep_encoded(take_rows(self.train, NUM_DETECTED, columns, seed=0), self.image_column)
+        if self._known is None:
+            self._known = keep_encoded(take_rows(self.train, NUM_DETECTED, columns, seed=0), self.image_column)
+        return self._known
 
     def known_samples(self, transform: MaskedImageTransform) -> SampleDataset:
         return SampleDataset(self.known(transform.columns), transform, self.args.seed)
