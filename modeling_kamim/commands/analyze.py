@@ -23,7 +23,7 @@ from ..analysis.tokens import check_scikit_learn
 from ..data.bad_images import list_bad_images
 from ..errors import InputError, first_line
 from ..evaluation.results import device_name
-from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..training.run_directory import check_reports
 from .endings import run
 from .parser import parse

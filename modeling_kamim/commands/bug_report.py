@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..hub.privacy import without_tokens
+from ..privacy import without_tokens
 from .program import program
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "huggingface_hub", "opencv-python", "numpy")

@@ -15,7 +15,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError, did_you_mean, on_one_line
-from ..hub.privacy import public_settings, without_tokens
+from ..privacy import public_settings, without_tokens
 from ..training.arguments import PretrainingArguments, RecipeArguments
 from .configs import config_file
 from .program import program

@@ -33,11 +33,11 @@ from ..evaluation.online_probe import OnlineProbe
 from ..evaluation.results import checkpoint_rows
 from ..evaluation.settings import OnlineProbeArguments
 from ..hub.cards import pretraining_card
-from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
 from ..models.sizes import build_config
+from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage

@@ -15,8 +15,8 @@ from datasets.packaged_modules.folder_based_builder.folder_based_builder import 
 from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..errors import InputError, first_line, printable
-from ..hub.privacy import public_text
 from ..limits import check_ranges
+from ..privacy import public_text
 from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings

@@ -24,10 +24,10 @@ from ..data.loading import DataArguments, keep_encoded, load_labelled_images, lo
 from ..data.samples import SampleDataset
 from ..errors import InputError
 from ..hub.cards import classifier_card
-from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..models.backbone import load_backbone
 from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import save_figure
 from ..training.recipe import check_steps

@@ -16,10 +16,10 @@ from ..data.attach_density import choose_pixel_range
 from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
-from ..hub.privacy import public_name
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
+from ..privacy import public_name
 from ..training.batches import prepare_batch
 from ..training.figures import save_figure
 from ..training.trainer import MaskedImageTrainer

@@ -35,7 +35,7 @@ from transformers import AutoModel, PreTrainedConfig
 from .. import __version__
 from ..errors import first_line
 from ..files import json_values, write_text
-from ..hub.privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
+from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
 from ..training.run_directory import left_by_others
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from .. import __version__
 from ..errors import InputError
 from ..models.classifier import KamimViTClassifierConfig
 from ..objective.masking import num_masked_blocks
+from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
-from .privacy import HUB_ID, public_name
 
 logger = logging.getLogger(__name__)
 TEMPLATES = Path(__file__).parent / "templates"

@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViT
 from ..errors import InputError
 from ..models.loading import load_whole, loading_failure
 from ..models.processor import image_processor
+from ..privacy import public_name
 from .conversion import check_output_dir, parameter_names, written_whole
 from .markup import markdown
-from .privacy import public_name
 
 FORMATS = ("timm", "onnx")
 ONNX_FILE_LIMIT = 2**31  # bytes, of protobuf

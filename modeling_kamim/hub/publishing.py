@@ -21,7 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..errors import InputError, first_line, on_one_line
 from ..files import json_values
 from ..models.finite import check_finite_file
-from .privacy import holds_token, public_settings, public_text, without_tokens
+from ..privacy import holds_token, public_settings, public_text, without_tokens
 
 
 @dataclass

@@ -11,7 +11,7 @@ from transformers import TrainerState, TrainingArguments
 
 from ..errors import InputError
 from ..files import json_values
-from ..hub.privacy import public_settings
+from ..privacy import public_settings
 from .integrity import faults
 from .run_directory import checkpoints, is_own
 

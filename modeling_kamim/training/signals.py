@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from ..hub.privacy import without_tokens
+from ..privacy import without_tokens
 from .launch import largest_of_processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -29,9 +29,9 @@ from modeling_kamim.evaluation.report.writing import build_report, write_report
 from modeling_kamim.evaluation.results import checkpoint_rows, write_results
 from modeling_kamim.hub.cards import Run, classifier_card, complete_card
 from modeling_kamim.hub.markup import latex, markdown, plot_text
-from modeling_kamim.hub.privacy import public_name
 from modeling_kamim.hub.publishing import published_files
 from modeling_kamim.models.sizes import build_config
+from modeling_kamim.privacy import public_name
 from modeling_kamim.training.figures import save_figure
 
 AWKWARD = (

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from modeling_kamim.commands.parser import given_settings
 from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS
 from modeling_kamim.hub.cards import Run, pretraining_card
-from modeling_kamim.hub.privacy import public_settings, public_text
 from modeling_kamim.models.sizes import build_config
+from modeling_kamim.privacy import public_settings, public_text
 
 
 @pytest.mark.parametrize(
