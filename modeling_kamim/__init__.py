@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .models.sizes import build_config
     from .objective.density import cell_density
     from .objective.keypoints import KeypointDetector
-    from .objective.losses import masked_l1
+    from .objective.losses import masked_loss
     from .objective.masking import block_mask
     from .objective.weighting import CellWeighting, keypoint_weights
 
@@ -33,7 +33,7 @@ _MODULES = {
     "build_config": "models.sizes",
     "cell_density": "objective.density",
     "keypoint_weights": "objective.weighting",
-    "masked_l1": "objective.losses",
+    "masked_loss": "objective.losses",
 }
 __all__ = [
     "CellWeighting",
@@ -48,7 +48,7 @@ __all__ = [
     "build_config",
     "cell_density",
     "keypoint_weights",
-    "masked_l1",
+    "masked_loss",
 ]
 
 

@@ -1,7 +1,5 @@
 """Classifiers on a pretrained encoder (arXiv:2407.13873, section 4.1)."""
 
-import copy
-
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -9,16 +7,24 @@ from transformers import (
     SwinForImageClassification,
     SwinModel,
     ViTConfig,
+    ViTMAEModel,
     ViTModel,
 )
 
 from ..errors import InputError, first_line
 from ..models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..models.loading import load_whole
-from ..models.resizing import resized_state_dict
+from ..models.positions import resized_config, resized_state_dict
 from ..models.sizes import build_config, check_image_size
+from ..models.warm_start import vit_config
 from .finetuning import add_drop_path
 from .settings import ClassificationArguments
+
+ENCODERS = {
+    "vit": (ViTModel, {"add_pooling_layer": False}),
+    "vit_mae": (ViTMAEModel, {}),
+    "swin": (SwinModel, {"add_pooling_layer": False}),
+}
 
 
 def build_classifier(
@@ -82,8 +88,13 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
         config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load {args.model_name_or_path!r}: {first_line(error)}") from error
-    if config.model_type not in ("vit", "swin"):
-        raise InputError(f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; give a ViT or Swin")
+    if config.model_type not in ENCODERS:
+        raise InputError(
+            f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; the protocols that train a classifier "
+            "are for ViT, ViT-MAE and Swin: give one of them, or --protocol cached or knn, which read any encoder"
+        )
+    if config.model_type == "vit_mae":  # an encoder of all patches is a ViT
+        config = vit_config(config)
     if args.image_size not in (None, config.image_size):
         if args.mode != "finetune":
             raise InputError(
@@ -94,18 +105,9 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
     return config
 
 
-def resized_config(config: ViTConfig | SwinConfig, image_size: int) -> ViTConfig | SwinConfig:
-    """The config for another image size; of a Swin whose last stage is one window, with the window of that size."""
-    resized = copy.deepcopy(config)
-    resized.image_size = image_size
-    if isinstance(config, SwinConfig) and config.window_size * config.encoder_stride == config.image_size:
-        resized.window_size = max(1, image_size // config.encoder_stride)
-    return resized
-
-
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
-    encoder_class = SwinModel if isinstance(encoder, SwinModel) else ViTModel
-    loaded, _ = load_whole(encoder_class, checkpoint, add_pooling_layer=False)
+    encoder_class, settings = ENCODERS[AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type]
+    loaded, _ = load_whole(encoder_class, checkpoint, **settings)
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)
     read = encoder.state_dict()
     encoder.load_state_dict({key: value for key, value in weights.items() if key in read})

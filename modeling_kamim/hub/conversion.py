@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import (
+    BeitConfig,
+    BeitModel,
+    PreTrainedConfig,
     PreTrainedModel,
     SwinConfig,
     SwinForMaskedImageModeling,
@@ -30,10 +33,12 @@ from transformers import (
 )
 
 from ..errors import InputError, first_line
+from ..models.families import FAMILIES
 from ..models.finite import nonfinite_names
 from ..models.loading import quiet_loading
+from ..models.masked_image_modeling import model_class
 from ..models.processor import image_processor
-from ..models.sizes import MODEL_SIZES, check_image_size
+from ..models.sizes import check_image_size
 
 StateDict = dict[str, torch.Tensor]
 
@@ -104,8 +109,8 @@ class Weights:
     """Tensors of a file under transformers' names.
 
     Args:
-        model_type: "vit" or "swin".
-        encoder: under the names of transformers 4's `ViTModel` and `SwinModel`.
+        model_type: "vit", "swin" or "beit".
+        encoder: under the names of transformers 4's `ViTModel`, `SwinModel` and `BeitModel`.
         decoder: `decoder.0.weight` and `decoder.0.bias`, or empty.
         left_out: names in the file of the tensors that are not converted.
         notes: sentences for the user and the model card.
@@ -125,8 +130,8 @@ class Conversion:
     """A converted checkpoint.
 
     Args:
-        model: `ViTForMaskedImageModeling` or `SwinForMaskedImageModeling` where the file holds their decoder, else
-            `ViTModel` (without pooler) or `SwinModel`.
+        model: `ViTForMaskedImageModeling`, `SwinForMaskedImageModeling` or `KamimBeitForMaskedImageModeling` where the
+            file holds their decoder, else `ViTModel` (without pooler), `SwinModel` or `BeitModel`.
         notes: what the user should know: what was left out, what was concluded.
     """
 
@@ -148,7 +153,7 @@ def convert_checkpoint(
 
     Raises:
         InputError: if the file is not there, cannot be read without running code, does not belong to the source,
-            cannot be expressed by transformers' ViT or Swin, or holds weights that are no finite floating-point
+            cannot be expressed by transformers' ViT, Swin or BEiT, or holds weights that are no finite floating-point
             numbers; if output_dir holds files. Nothing is written then.
     """
     if source not in SOURCES:
@@ -159,7 +164,7 @@ def convert_checkpoint(
     state = load_state_dict(file, source)
     try:
         weights = _READERS[source](state)
-        config = _vit_config if weights.model_type == "vit" else _swin_config
+        config = {"vit": _vit_config, "swin": _swin_config, "beit": _beit_config}[weights.model_type]
         model = _build(weights, config(weights, source, num_heads, image_size), source)
     except InputError:
         raise
@@ -252,8 +257,8 @@ def parameter_names(
     """timm's name of each parameter of an encoder to transformers' (three for the fused query, key and value).
 
     Args:
-        model_type: "vit" or "swin".
-        depths: blocks of each stage; a ViT has one stage.
+        model_type: "vit", "swin" or "beit".
+        depths: blocks of each stage; a ViT or BEiT has one stage.
         merging_in_next_stage: True where Swin's patch merging opens the next stage (timm since 0.9), False where it
             closes a stage (Microsoft's, and transformers').
     """
@@ -272,6 +277,15 @@ def parameter_names(
             names[f"{merging}.reduction.weight"] = f"encoder.layers.{stage}.downsample.reduction.weight"
         table = "relative_position_bias_table"
         names |= {f"{timm}.attn.{table}": f"{ours}.{attention}.{table}" for timm, ours in blocks.items()}
+    if model_type == "beit":
+        names["mask_token"], table = "embeddings.mask_token", "relative_position_bias.relative_position_bias_table"
+        names["rel_pos_bias.relative_position_bias_table"] = f"encoder.{table}"
+        modules |= {"norm": "pooler.layernorm", "fc_norm": "pooler.layernorm"}
+        for timm, ours in blocks.items():
+            names |= {f"{timm}.gamma_{part}": f"{ours}.lambda_{part}" for part in (1, 2)}
+            names |= {f"{timm}.attn.q_bias": f"{ours}.{attention}.query.bias"}
+            names |= {f"{timm}.attn.v_bias": f"{ours}.{attention}.value.bias"}
+            names |= {f"{timm}.attn.relative_position_bias_table": f"{ours}.{attention}.{table}"}
     for timm, ours in blocks.items():
         modules |= {f"{timm}.{theirs}": f"{ours}.{module}" for theirs, module in _BLOCK_MODULES.items()}
     parameters = ("weight", "bias")
@@ -304,11 +318,15 @@ def _read_kamim(state: StateDict) -> Weights:
 
 
 def _read_simmim(state: StateDict) -> Weights:
-    """Microsoft's Swin, pretrained (`encoder.*` and `decoder.*`) or fine-tuned (neither prefix, and a head)."""
+    """Microsoft's Swin or ViT, pretrained (`encoder.*` and `decoder.*`) or fine-tuned (neither prefix, and a head)."""
     decoder = {key: tensor for key, tensor in state.items() if key.startswith("decoder.")}
     state = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key not in decoder}
     if any(key.startswith("blocks.") for key in state):
-        raise InputError(_refusal_of_simmim_vit(state))
+        # a BEiT: relative positions, layer scale, no key biases, and a last LayerNorm that transformers has in the pooler
+        state = {key: tensor for key, tensor in state.items() if not key.endswith("relative_position_index")}
+        weights = _from_timm("beit", state, left_out=r"head\.")
+        weights.decoder = decoder
+        return weights
     masks = state.get("layers.0.blocks.1.attn_mask")
     state = {key: tensor for key, tensor in state.items() if not key.endswith(("attn_mask", "relative_position_index"))}
     weights = _from_timm("swin", state, left_out=r"head\.")
@@ -317,21 +335,6 @@ def _read_simmim(state: StateDict) -> Weights:
         weights.image_size = side * _require(weights.encoder, _PROJECTION).shape[-1]
     weights.decoder = decoder
     return weights
-
-
-def _refusal_of_simmim_vit(state: StateDict) -> str:
-    reasons = {
-        "rel_pos_bias": "a relative position bias shared by all blocks (rel_pos_bias)",
-        "relative_position_bias": "relative position biases",
-        "gamma_1": "layer scale (gamma_1, gamma_2)",
-        "q_bias": "query and value biases without a key bias",
-    }
-    found = [reason for part, reason in reasons.items() if any(part in key for key in state)][:3]
-    found += ["no absolute position embeddings"] * ("pos_embed" not in state)
-    return (
-        f"SimMIM's own ViT cannot be expressed by transformers' ViT: it has {', '.join(found) or 'another head'}. "
-        "Give SimMIM's Swin, or a SimMIM ViT of KAMIM's authors with source kamim"
-    )
 
 
 def _read_mae(state: StateDict) -> Weights:
@@ -370,7 +373,7 @@ _READERS: dict[str, Callable[[StateDict], Weights]] = {
 def _from_timm(model_type: str, state: StateDict, left_out: str) -> Weights:
     """Weights of a state dict with timm's names; `left_out` is a pattern for what stays behind."""
     dropped = [key for key in state if re.match(left_out, key)]
-    pattern = r"blocks\.(\d+)\." if model_type == "vit" else r"layers\.(\d+)\.blocks\.(\d+)\."
+    pattern = r"blocks\.(\d+)\." if model_type != "swin" else r"layers\.(\d+)\.blocks\.(\d+)\."
     depths = _depths(state, pattern)
     names = parameter_names(model_type, depths) if depths else {}
     unexpected = [key for key in state if key not in names and key not in dropped]
@@ -430,7 +433,7 @@ def _vit_config(weights: Weights, source: str, num_heads: int | None, image_size
 
 def _num_heads(source: str, hidden_size: int, num_heads: int | None) -> int:
     """Heads of a ViT, which no shape tells: as asked for, else the authors', else DeiT's, else heads 64 wide."""
-    known = {size["hidden_size"]: size["num_attention_heads"] for size in MODEL_SIZES["vit"].values()}
+    known = {size["hidden_size"]: size["num_attention_heads"] for size in FAMILIES["vit"].sizes.values()}
     known |= SOURCES[source].num_heads
     heads = num_heads or known.get(hidden_size) or hidden_size // 64
     if heads < 1 or hidden_size % heads or (num_heads is None and hidden_size not in known and hidden_size % 64):
@@ -474,15 +477,47 @@ def _swin_config(weights: Weights, source: str, num_heads: int | None, image_siz
     return config
 
 
+def _beit_config(weights: Weights, source: str, num_heads: int | None, image_size: int | None) -> BeitConfig:
+    encoder, shared = weights.encoder, "encoder.relative_position_bias.relative_position_bias_table"
+    own = "encoder.layer.0.attention.attention.relative_position_bias.relative_position_bias_table"
+    hidden_size, num_channels, patch_size = _require(encoder, _PROJECTION).shape[:3]
+    table = _require(encoder, shared if shared in encoder else own)  # ((2 * side - 1) ** 2 + 3, heads)
+    side = (math.isqrt(len(table) - 3) + 1) // 2
+    for name, given, found in (("num_heads", num_heads, table.shape[1]), ("image_size", image_size, side * patch_size)):
+        if given not in (None, found):
+            raise InputError(f"{name} is {given}, but the relative positions in the file are of {found}")
+    return BeitConfig(
+        hidden_size=hidden_size,
+        num_hidden_layers=_depths(encoder, r"encoder\.layer\.(\d+)\.")[0],
+        num_attention_heads=table.shape[1],
+        intermediate_size=_require(encoder, "encoder.layer.0.intermediate.dense.weight").shape[0],
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        num_channels=num_channels,
+        use_mask_token="embeddings.mask_token" in encoder,
+        use_absolute_position_embeddings="embeddings.position_embeddings" in encoder,
+        use_shared_relative_position_bias=shared in encoder,
+        use_relative_position_bias=own in encoder,
+        use_mean_pooling=True,
+        drop_path_rate=0.1,
+        layer_norm_eps=SOURCES[source].vit_layer_norm_eps,
+    )
+
+
 def _encoder_stride(decoder: StateDict, num_channels: int) -> int | None:
     weight = decoder.get("decoder.0.weight")  # (stride ** 2 * num_channels, hidden_size, 1, 1)
     return None if weight is None else math.isqrt(weight.shape[0] // num_channels)
 
 
-def _build(weights: Weights, config: ViTConfig | SwinConfig, source: str) -> PreTrainedModel:
-    classes = {"vit": (ViTModel, ViTForMaskedImageModeling), "swin": (SwinModel, SwinForMaskedImageModeling)}
+def _build(weights: Weights, config: PreTrainedConfig, source: str) -> PreTrainedModel:
+    classes: dict[str, tuple[Any, Any]] = {
+        "vit": (ViTModel, ViTForMaskedImageModeling),
+        "swin": (SwinModel, SwinForMaskedImageModeling),
+        "beit": (BeitModel, model_class("beit")),
+    }
     encoder_class, pretraining_class = classes[weights.model_type]
-    settings: dict[str, Any] = {} if weights.decoder or weights.model_type == "swin" else {"add_pooling_layer": False}
+    has_pooler = weights.decoder or weights.model_type != "vit"
+    settings: dict[str, Any] = {} if has_pooler else {"add_pooling_layer": False}
     prefix = f"{weights.model_type}." if weights.decoder else ""
     state = {prefix + key: tensor for key, tensor in weights.encoder.items()} | weights.decoder
     _check_weights(state)
@@ -530,9 +565,7 @@ def _listed(keys: Sequence[str], most: int = 20) -> str:
     return ", ".join(keys[:most]) + f" and {len(keys) - most} more" * (len(keys) > most)
 
 
-def _notes(
-    weights: Weights, config: ViTConfig | SwinConfig, num_heads: int | None, image_size: int | None
-) -> list[str]:
+def _notes(weights: Weights, config: PreTrainedConfig, num_heads: int | None, image_size: int | None) -> list[str]:
     notes = list(weights.notes)
     if weights.left_out:
         tensors = Counter(key.split(".")[0] for key in weights.left_out)
@@ -541,7 +574,7 @@ def _notes(
     if weights.model_type == "vit":
         reason = "was asked for" if num_heads else f"is usual for hidden size {config.hidden_size} in this source"
         notes.append(f"The file does not tell the number of heads: {config.num_attention_heads} {reason}")
-    elif weights.image_size is None:
+    elif weights.model_type == "swin" and weights.image_size is None:
         reason = "was asked for" if image_size else "makes the last stage one window"
         notes.append(f"The file does not tell the image size: {config.image_size} px {reason}")
     return notes
@@ -561,13 +594,19 @@ model = AutoModel.from_pretrained("path/to/this/directory")
 features = model(**processor(image, return_tensors="pt")).last_hidden_state
 ```
 
-Use `last_hidden_state`: a pooler of `AutoModel` is not part of this checkpoint and starts at random.
+{use}
 
 {notes}
 
 License: {license_note}.
 Check it, and what holds for the training data, before you publish or use these weights.
 """
+
+
+_USE = (
+    "Use `last_hidden_state`: a pooler of `AutoModel` is not part of this checkpoint and starts at random.",
+    "`pooler_output` is the LayerNorm of the tokens' mean; `last_hidden_state` are the tokens before a LayerNorm.",
+)
 
 
 def _card(source: str, file: Path, output_dir: Path, model: PreTrainedModel, notes: list[str]) -> ModelCard:
@@ -580,10 +619,11 @@ def _card(source: str, file: Path, output_dir: Path, model: PreTrainedModel, not
     )
     text = _CARD.format(
         title=output_dir.name,
-        architecture={"vit": "ViT", "swin": "Swin"}[model.config.model_type],
+        architecture=FAMILIES[model.config.model_type].title,
         method=described.method,
         file=file.name,
         repository=described.repository,
+        use=_USE[model.config.model_type == "beit"],
         notes="\n".join(f"- {note}." for note in notes),
         license_note=described.license_note,
     )

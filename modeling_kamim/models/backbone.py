@@ -4,10 +4,12 @@ import math
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
-from .loading import load_whole, loading_failure
+from .families import FAMILIES, num_prefix_tokens
+from .loading import load_whole
+from .masked_image_modeling import keep_visible
 from .sizes import build_config
 
 POOLINGS = ("mean", "cls")
@@ -30,6 +32,8 @@ class Backbone(nn.Module):
             raise InputError(f"pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
         self.model = model
         self.pooling = pooling
+        if model.config.model_type == "vit_mae":
+            model.embeddings.random_masking = keep_visible  # the stock one shuffles the tokens, and drops some
 
     @property
     def image_size(self) -> int:
@@ -70,12 +74,19 @@ class Backbone(nn.Module):
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
-        num_prefix_tokens = layer.shape[1] - math.isqrt(layer.shape[1]) ** 2
+        prefix = _num_prefix_tokens(self.model.config, layer.shape[1])
         if self.pooling == "mean":
-            return layer[:, num_prefix_tokens:].mean(dim=1)
-        if num_prefix_tokens == 0:
+            return layer[:, prefix:].mean(dim=1)
+        if prefix == 0:
             raise InputError(f"{self.model.config.model_type} has no CLS token; use --pooling mean")
         return layer[:, 0]
+
+
+def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int) -> int:
+    """Of a family that is not known here, what is left beside the largest square of patches."""
+    if config.model_type in FAMILIES:
+        return num_prefix_tokens(config)
+    return num_tokens - math.isqrt(num_tokens) ** 2
 
 
 def load_backbone(
@@ -93,13 +104,7 @@ def load_backbone(
     """
     if name_or_path is None:
         return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
-    try:
-        config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
-    # A masked autoencoder drops tokens at random unless it is told not to.
-    settings = {"mask_ratio": 0.0} if config.model_type == "vit_mae" else {}
-    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",), **settings)  # no pooler is read
+    model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",))  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")

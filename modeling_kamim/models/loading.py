@@ -36,11 +36,13 @@ def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] 
         **settings: of `from_pretrained`, over those of `SAFE_LOADING`.
 
     Returns:
-        The model, and the names of the weights that the checkpoint lacks, which are random.
+        The model, and transformers' report: `missing_keys`, which are random now, and `unexpected_keys`, which are left
+        out, both sorted.
 
     Raises:
         InputError: if it cannot be loaded, lacks other weights, or has them in other shapes.
     """
+    settings = {key: value for key, value in settings.items() if value is not None}
     settings = {**SAFE_LOADING, "output_loading_info": True, "ignore_mismatched_sizes": True, **settings}
     try:
         with quiet_loading():  # what the checkpoint has beside the model is left out on purpose
@@ -51,7 +53,7 @@ def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] 
     if unfit:
         raise InputError(f"{name_or_path} {' and '.join(unfit)}; give a whole checkpoint of a {type(model).__name__}")
     check_finite_weights(model, name_or_path)
-    return model, sorted(info["missing_keys"])
+    return model, {key: sorted(info[key]) for key in ("missing_keys", "unexpected_keys")}
 
 
 def unfit_weights(info: Mapping[str, Any], may_be_new: tuple[str, ...] = (), may_hold_more: bool = True) -> list[str]:
@@ -80,9 +82,11 @@ def load_pretrained_model(name_or_path: str) -> KamimForMaskedImageModeling:
     Raises:
         InputError: if it cannot be loaded, or holds an encoder alone.
     """
-    model, new = load_whole(KamimForMaskedImageModeling, name_or_path, may_be_new=("decoder", "mask_token"))
-    if new:
-        raise InputError(f"{name_or_path} holds no decoder of masked image modeling ({_first_of(new)})")
+    model, info = load_whole(KamimForMaskedImageModeling, name_or_path, may_be_new=("decoder", "mask_token"))
+    if info["missing_keys"]:
+        raise InputError(
+            f"{name_or_path} holds no decoder of masked image modeling ({_first_of(info['missing_keys'])})"
+        )
     return model
 
 

@@ -1,56 +1,54 @@
-"""Masked image modeling with keypoint weights on HuggingFace's ViT and Swin (arXiv:2407.13873).
+"""Masked image modeling with keypoint weights on HuggingFace's vision transformers (arXiv:2407.13873).
 
-The checkpoints are plain ViT and Swin checkpoints: `model_type` stays "vit" or "swin", KAMIM's settings are an extra
-key of the config, and `AutoModel.from_pretrained` needs nothing of this package.
+The checkpoints are those of their family: `model_type` stays "vit", "swin", "dinov2", ..., KAMIM's settings are an
+extra key of the config, and `AutoModel.from_pretrained` needs nothing of this package.
 """
 
-import math
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SwinForMaskedImageModeling,
-    ViTForMaskedImageModeling,
-)
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import MaskedImageModelingOutput
+from transformers.modeling_outputs import MaskedImageModelingOutput, ModelOutput
 from transformers.utils import can_return_tuple
 
-from ..errors import InputError
-from ..objective.losses import masked_l1
+from ..objective.losses import masked_loss, patch_statistics
+from .families import Family, encoder_stride, family_of
+from .positions import mae_positions
 
 
 @dataclass
 class KamimMaskedImageModelingOutput(MaskedImageModelingOutput):
-    """`MaskedImageModelingOutput` plus the loss without weights.
+    """`MaskedImageModelingOutput` plus the error without weights.
 
     Args:
-        masked_l1: scalar, the mean absolute error over masked pixels; comparable between weightings.
+        masked_l1: scalar, the mean absolute error over the masked pixels of the target; comparable between weightings.
     """
 
     masked_l1: torch.Tensor | None = None
 
 
 class KamimForMaskedImageModeling(PreTrainedModel):
-    """What KAMIM's ViT and Swin share, and the way to get either: `from_config` and `from_pretrained`."""
+    """What the pretraining models of all families share, and the way to get one: `from_config`, `from_pretrained`."""
 
-    num_prefix_tokens: int
+    family: Family
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs) -> "KamimForMaskedImageModeling":
-        """Randomly initialized model for a `ViTConfig` or `SwinConfig`.
+        """Randomly initialized model for a config of one of `families.FAMILIES`.
 
         Raises:
             InputError: for a config of another `model_type`.
         """
-        return _architecture(config)._from_config(config, **kwargs)
+        return model_class(config.model_type)._from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """Model from a directory or Hub id of a ViT or Swin checkpoint; arguments as in transformers.
+        """Model from a directory or Hub id; arguments as in transformers.
 
         Weights are read from safetensors alone, unless `use_safetensors` says otherwise.
 
@@ -64,7 +62,38 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         if not isinstance(config, PreTrainedConfig):
             hub_kwargs = {key: kwargs[key] for key in ("revision", "token", "cache_dir", "subfolder") if key in kwargs}
             config = AutoConfig.from_pretrained(pretrained_model_name_or_path, trust_remote_code=False, **hub_kwargs)
-        return _architecture(config).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        return model_class(config.model_type).from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """KAMIM's settings in the config, with the family's `target` and `loss` where they hold none."""
+        return {"target": self.family.target, "loss": self.family.loss, **(getattr(self.config, "kamim", None) or {})}
+
+    @property
+    def mask_token(self) -> nn.Parameter:
+        """`(1, 1, width)`: what stands in the place of masked tokens."""
+        return (self.decoder if self.family.drops_masked else self.base_model.embeddings).mask_token
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if not self.family.starts_from_zeros:
+            for tokens in self.base_model.embeddings.parameters(recurse=False):
+                if not tokens.any():
+                    init.trunc_normal_(tokens, std=0.02)  # not if it was loaded
+
+    def reconstruct(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        """The decoder's output, `(batch_size, channels, height, width)`, and the encoder's outputs."""
+        outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        tokens = self.normalized_tokens(outputs.last_hidden_state)[:, self.family.num_prefix_tokens(self.config) :]
+        stride = encoder_stride(self.config)
+        rows, columns = (side // stride for side in pixel_values.shape[2:])
+        return self.decoder(tokens.transpose(1, 2).unflatten(2, (rows, columns))), outputs
+
+    def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Tokens behind the encoder's last LayerNorm."""
+        return tokens
 
     @can_return_tuple
     def forward(
@@ -74,62 +103,151 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         keypoint_weights: torch.Tensor | None = None,
         **kwargs,
     ) -> KamimMaskedImageModelingOutput:
-        """Reconstruct the masked pixels (Eq. 3; without weights Eq. 1, which is SimMIM).
+        """Reconstruct the masked pixels (Eq. 3; without weights Eq. 1, which is SimMIM, or MAE).
 
         Args:
             pixel_values: `(batch_size, channels, height, width)`, normalized.
-            bool_masked_pos: `(batch_size, num_patches)`, True where masked; without it there is no loss.
+            bool_masked_pos: `(batch_size, num_patches)`, True where masked; without it there is no loss. A ViT-MAE
+                needs masks of equally many patches.
             keypoint_weights: `(batch_size, rows, columns)`, float; cells of any size that divides the image.
-            **kwargs: of the ViT or Swin encoder, for example `output_hidden_states`.
+            **kwargs: of the encoder, for example `output_hidden_states`.
+
+        Returns:
+            `reconstruction` in the units of `pixel_values`. Where the target is "normalized_pixels", mean and deviation
+            of each patch, which the model does not predict, are those of the image itself.
         """
-        outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
-        tokens = outputs.last_hidden_state[:, self.num_prefix_tokens :]
-        side = math.isqrt(tokens.shape[1])
-        reconstruction = self.decoder(tokens.transpose(1, 2).unflatten(2, (side, side)))
+        reconstruction, outputs = self.reconstruct(pixel_values, bool_masked_pos, **kwargs)
+        target, is_normalized = pixel_values, self.objective["target"] == "normalized_pixels"
+        if reconstruction.shape != pixel_values.shape:
+            raise ValueError(
+                f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values {tuple(pixel_values.shape)}: "
+                f"encoder_stride {getattr(self.config, 'encoder_stride', None)} does not fit the encoder"
+            )
+        if is_normalized:
+            mean, deviation = patch_statistics(pixel_values, encoder_stride(self.config))
+            target = (pixel_values - mean) / deviation
 
         loss = unweighted = None
         if bool_masked_pos is not None:
-            if reconstruction.shape != pixel_values.shape:
-                raise ValueError(
-                    f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values "
-                    f"{tuple(pixel_values.shape)}: encoder_stride {self.config.encoder_stride} does not fit the encoder"
-                )
-            mask_side = math.isqrt(bool_masked_pos.shape[1])
-            mask = bool_masked_pos.unflatten(1, (mask_side, mask_side))
-            loss, unweighted = masked_l1(reconstruction, pixel_values, mask, keypoint_weights)
+            mask = bool_masked_pos.unflatten(1, tuple(side // self.config.patch_size for side in target.shape[2:]))
+            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, self.objective["loss"])
         return KamimMaskedImageModelingOutput(
             loss=loss,
-            reconstruction=reconstruction,
+            reconstruction=reconstruction * deviation + mean if is_normalized else reconstruction,
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=outputs.get("attentions"),
             masked_l1=unweighted,
         )
 
 
-class KamimViTForMaskedImageModeling(KamimForMaskedImageModeling, ViTForMaskedImageModeling):
-    """KAMIM on transformers' `ViTForMaskedImageModeling`."""
+class PixelDecoder(KamimForMaskedImageModeling):
+    """SimMIM's decoder, one linear layer (arXiv:2111.09886), over encoders that transformers gives none."""
 
-    num_prefix_tokens = 1  # CLS
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, getattr(transformers, str(self.family.encoder))(config))
+        outputs = config.num_channels * config.patch_size**2
+        self.decoder = nn.Sequential(nn.Conv2d(config.hidden_size, outputs, 1), nn.PixelShuffle(config.patch_size))
+        self.post_init()
 
 
-class KamimSwinForMaskedImageModeling(KamimForMaskedImageModeling, SwinForMaskedImageModeling):
-    """KAMIM on transformers' `SwinForMaskedImageModeling`; the mask token starts from N(0, 0.02), as in SimMIM's code.
+class BeitPixelDecoder(PixelDecoder):
+    """The decoder on BEiT, whose last LayerNorm is in its pooler where it pools means.
 
-    That of transformers starts at zero, where the layer norms, with no position embeddings before them, multiply its
-    gradient by 1e5 and more.
+    `simmim_init` in the config is the initialization of SimMIM's ViT: weights within one deviation of 0.02, those that
+    end a residual branch of block n divided by sqrt(2 n).
     """
 
-    num_prefix_tokens = 0
+    def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        norm = self.beit.pooler.layernorm
+        return tokens if norm is None else norm(tokens)
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        init.trunc_normal_(self.base_model.embeddings.mask_token, std=0.02)  # not if it was loaded
+        if not getattr(self.config, "simmim_init", False):
+            return
+        for module in self.beit.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                init.trunc_normal_(module.weight, std=0.02, a=-0.02, b=0.02)
+        init.trunc_normal_(self.beit.embeddings.cls_token, std=0.02, a=-0.02, b=0.02)
+        for number, block in enumerate(self.beit.layers, start=1):
+            for layer in (block.attention.o_proj, block.mlp.fc2):
+                scale = 1 / (2 * number) ** 0.5
+                init.copy_(layer.weight, layer.weight * scale)
 
 
-_ARCHITECTURES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}
+class MaskedAutoencoder(KamimForMaskedImageModeling):
+    """A ViT-MAE (arXiv:2111.06377): the encoder sees the visible patches alone, a small decoder predicts all.
+
+    The masks are those that are given, of any shape, not drawn in the model. The sine-cosine positions, which
+    transformers 5 leaves at zero in a new model, are MAE's.
+    """
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__(config)
+        self.vit.embeddings.random_masking = keep_visible
+
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        side = self.config.image_size // self.config.patch_size
+        for positions in (self.vit.embeddings.position_embeddings, self.decoder.decoder_pos_embed):
+            init.copy_(positions, mae_positions(side, positions.shape[-1]).to(positions))
+        init.trunc_normal_(self.mask_token, std=0.02)
+
+    def reconstruct(
+        self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, ModelOutput]:
+        outputs = self.vit(pixel_values, noise=bool_masked_pos, **kwargs)
+        patches = self.decoder(outputs.last_hidden_state, outputs.ids_restore).logits
+        height, width = pixel_values.shape[2:]
+        return self.unpatchify(patches, (height, width)), outputs
 
 
-def _architecture(config: PreTrainedConfig) -> type[KamimForMaskedImageModeling]:
-    if config.model_type not in _ARCHITECTURES:
-        raise InputError(f"model_type is {config.model_type!r}; KAMIM pretrains: {', '.join(_ARCHITECTURES)}")
-    return _ARCHITECTURES[config.model_type]
+def keep_visible(
+    sequence: torch.Tensor, noise: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The visible tokens, in their order; stands for ViT-MAE's `random_masking`, which draws the mask itself.
+
+    Args:
+        sequence: `(batch_size, num_patches, width)`.
+        noise: the mask, `(batch_size, num_patches)`, bool, True where masked; None keeps all.
+
+    Returns:
+        visible tokens `(batch_size, num_visible, width)`, the mask in float, and the places that restore the order.
+
+    Raises:
+        ValueError: unless all images have equally many masked patches.
+    """
+    mask = torch.zeros(sequence.shape[:2], device=sequence.device) if noise is None else noise.to(torch.uint8)
+    masked = mask.sum(dim=1)
+    num_masked = int(masked[0])
+    if (masked != num_masked).any():
+        raise ValueError("a ViT-MAE needs masks of equally many patches")
+    order = mask.argsort(dim=1, stable=True)
+    visible = order[:, : sequence.shape[1] - num_masked]
+    tokens = sequence.gather(1, visible[..., None].expand(-1, -1, sequence.shape[2]))
+    return tokens, mask.float(), order.argsort(dim=1)
+
+
+@cache
+def model_class(model_type: str) -> type[KamimForMaskedImageModeling]:
+    """The pretraining model of a `model_type`: `KamimViTForMaskedImageModeling` and its like.
+
+    Raises:
+        InputError: for a `model_type` without a family.
+    """
+    family = family_of(model_type)
+    kinds = {"beit": BeitPixelDecoder, "vit_mae": MaskedAutoencoder}
+    kind = kinds.get(model_type, PixelDecoder if family.encoder else KamimForMaskedImageModeling)
+    base = getattr(transformers, family.extends)
+    stem = family.extends.removesuffix("ForMaskedImageModeling").removesuffix("ForPreTraining")
+    name = f"Kamim{stem.removesuffix('PreTrainedModel')}ForMaskedImageModeling"
+    documentation = f"KAMIM on transformers' `{family.encoder or family.extends}`."
+    members = {"family": family, "__doc__": documentation, "__module__": __name__, "__qualname__": name}
+    made = type(name, (kind, base), members)
+    globals()[name] = made  # for pickles
+    return made
+
+
+KamimViTForMaskedImageModeling = model_class("vit")
+KamimSwinForMaskedImageModeling = model_class("swin")

@@ -1,4 +1,4 @@
-"""The weighted masked L1 loss (arXiv:2407.13873, Eq. 3)."""
+"""The weighted error of the masked pixels (arXiv:2407.13873, Eq. 3), and targets that are normalized by patch."""
 
 import math
 
@@ -7,16 +7,18 @@ import torch
 from .masking import upsample
 
 
-def masked_l1(
+def masked_loss(
     reconstruction: torch.Tensor,
     target: torch.Tensor,
     mask: torch.Tensor,
     weights: torch.Tensor | None = None,
+    loss: str = "l1",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the masked pixels and channels of `W * |reconstruction - target|`.
+    """Mean over the masked pixels and channels of `W * |reconstruction - target|`, or of `W * (...)^2`.
 
-    Without weights it is SimMIM's loss (Eq. 1), equal to that of transformers' models. The error is summed once over
-    the largest cells that divide both a mask token and a weight cell, so no mask or weight is blown up to pixels.
+    Without weights "l1" is SimMIM's loss (Eq. 1) and "mse" MAE's (arXiv:2111.06377), both equal to those of
+    transformers' models. The error is summed once over the largest cells that divide both a mask token and a weight
+    cell, so no mask or weight is blown up to pixels.
 
     Args:
         reconstruction: `(batch_size, channels, height, width)`.
@@ -24,9 +26,10 @@ def masked_l1(
         mask: `(batch_size, rows, columns)`, bool, True where masked; the tokens divide the image.
         weights: `(batch_size, weight_rows, weight_columns)`, constant within a cell; cells of any size that divides
             the image. Held constant: no gradient flows into them.
+        loss: "l1" or "mse".
 
     Returns:
-        Two scalars, float32 or wider: the weighted loss, and the same mean without weights.
+        Two scalars, float32 or wider: the weighted loss, and the mean absolute error without weights.
 
     Raises:
         ValueError: if the mask or the weights do not divide the image.
@@ -40,13 +43,37 @@ def masked_l1(
     columns = math.lcm(*(grid[1] for grid in grids))
 
     difference = reconstruction.to(torch.promote_types(reconstruction.dtype, torch.float32)) - target
-    cells = difference.abs().reshape(batch_size, channels, rows, height // rows, columns, width // columns)
-    masked_error = cells.sum(dim=(1, 3, 5)) * upsample(mask, rows, columns)  # (batch_size, rows, columns)
-
+    cells = difference.reshape(batch_size, channels, rows, height // rows, columns, width // columns)
     masked_pixels = mask.sum() * (height // mask.shape[1]) * (width // mask.shape[2])
-    scale = 1.0 / (channels * masked_pixels.clamp(min=1)).to(masked_error.dtype)
-    unweighted = masked_error.sum() * scale
-    if weights is None:
-        return unweighted, unweighted
-    weights = weights.detach().to(masked_error.dtype)
-    return (masked_error * upsample(weights, rows, columns)).sum() * scale, unweighted
+
+    def masked_sums(error: torch.Tensor) -> torch.Tensor:
+        return error.sum(dim=(1, 3, 5)) * upsample(mask, rows, columns)  # (batch_size, rows, columns)
+
+    if loss == "l1":
+        error = absolute = masked_sums(cells.abs())
+    else:
+        error = masked_sums(cells.square())
+        with torch.no_grad():
+            absolute = masked_sums(cells.abs())
+    scale = 1.0 / (channels * masked_pixels.clamp(min=1)).to(error.dtype)
+    if weights is not None:
+        error = error * upsample(weights.detach().to(error.dtype), rows, columns)
+    return error.sum() * scale, absolute.sum() * scale
+
+
+def patch_statistics(pixels: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of every patch over its pixels and channels, by which MAE normalizes its targets.
+
+    The deviation is sqrt(variance + 1e-6), with the unbiased variance (arXiv:2111.06377, section 4).
+
+    Args:
+        pixels: `(batch_size, channels, height, width)`.
+        patch_size: side of a patch in pixels; divides the image.
+
+    Returns:
+        Two tensors of the shape `(batch_size, 1, height, width)`, constant in a patch.
+    """
+    height, width = pixels.shape[2:]
+    patches = pixels.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
+    variance, mean = torch.var_mean(patches, dim=(1, 3, 5))
+    return upsample(mean, height, width)[:, None], upsample((variance + 1e-6).sqrt(), height, width)[:, None]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import timm
@@ -224,15 +225,63 @@ def test_simmim_swin_with_a_smaller_last_window_is_refused(tmp_path):
         converted("simmim", {"model": state}, tmp_path)
 
 
-def test_simmim_vit_is_refused_with_the_reasons(tmp_path):
-    state = {
-        "encoder.blocks.0.gamma_1": torch.ones(8),
-        "encoder.blocks.0.attn.q_bias": torch.ones(8),
-        "encoder.rel_pos_bias.relative_position_bias_table": torch.ones(732, 12),
-    }
-    with pytest.raises(InputError, match="rel_pos_bias.*layer scale.*no absolute position embeddings"):
-        converted("simmim", {"model": state}, tmp_path)
-    assert not (tmp_path / "out").exists()
+def simmim_vit(shared):
+    """timm's BEiT has the layout of SimMIM's own ViT; `shared` as pretrained, else as fine-tuned."""
+    model = timm.models.beit.Beit(
+        img_size=32,
+        patch_size=8,
+        num_classes=0 if shared else 5,
+        global_pool="avg",
+        embed_dim=32,
+        depth=3,
+        num_heads=4,
+        init_values=0.1,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=not shared,
+        use_shared_rel_pos_bias=shared,
+    )
+    return perturb(model).eval()
+
+
+def test_simmim_vit(tmp_path):
+    original = simmim_vit(shared=True)
+    encoder = {f"encoder.{key}": tensor for key, tensor in original.state_dict().items()}
+    state = {key.replace("fc_norm", "norm"): tensor for key, tensor in encoder.items()}
+    state["encoder.mask_token"] = torch.randn(1, 1, 32)
+    state |= {"decoder.0.weight": torch.randn(192, 32, 1, 1), "decoder.0.bias": torch.randn(192)}
+    conversion = converted("simmim", {"model": state}, tmp_path)
+    model = conversion.model
+    assert model.config.model_type == "beit" and model.config.use_shared_relative_position_bias
+    assert (model.config.num_attention_heads, model.config.image_size, model.config.use_mean_pooling) == (4, 32, True)
+    pixels = torch.randn(2, 3, 32, 32)
+    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        tokens = original.forward_features(pixels)
+        outputs = encoder(pixels)
+        reconstruction = model(pixels).reconstruction
+        decoded = torch.nn.functional.linear(original.fc_norm(tokens[:, 1:]), state["decoder.0.weight"][:, :, 0, 0])
+        decoded = (decoded + state["decoder.0.bias"]).transpose(1, 2).unflatten(2, (4, 4))
+    assert_close(outputs.last_hidden_state, tokens)
+    assert_close(outputs.pooler_output, original.forward_head(tokens, pre_logits=True))
+    assert_close(reconstruction, torch.nn.functional.pixel_shuffle(decoded, 8))
+    assert torch.equal(model.mask_token, state["encoder.mask_token"])
+
+
+def test_simmim_vit_that_was_finetuned(tmp_path):
+    original = simmim_vit(shared=False)
+    converted("simmim", {"model": original.state_dict()}, tmp_path)
+    pixels = torch.randn(2, 3, 32, 32)
+    encoder = AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        assert_close(encoder(pixels).pooler_output, original.forward_head(original.forward_features(pixels), True))
+    assert "`head` (2)" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("settings", [{"num_heads": 2}, {"image_size": 64}])
+def test_what_a_simmim_vit_tells_itself_cannot_be_asked_for(settings, tmp_path):
+    with pytest.raises(InputError, match="but the relative positions in the file are of"):
+        converted("simmim", {"model": simmim_vit(shared=True).state_dict()}, tmp_path, **settings)
 
 
 # ------------------------------------------------------------------------------------------------- MAE and MoCo v3

@@ -226,7 +226,7 @@ def test_impossible_settings_are_refused(vit, swin, tmp_path):
 
 def test_other_architectures_are_refused(tmp_path):
     BertConfig().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'bert'.*ViT or Swin"):
+    with pytest.raises(InputError, match="'bert'.*ViT, ViT-MAE and Swin"):
         build(model_name_or_path=str(tmp_path))
 
 

@@ -178,12 +178,12 @@ def test_a_wrong_encoder_stride_is_refused_with_its_name():
 
 def test_other_model_types_are_refused(tmp_path):
     bert = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16, vocab_size=9)
-    with pytest.raises(InputError, match="'bert'.*vit, swin"):
+    with pytest.raises(InputError, match="'bert'.*vit, deit, swin"):
         KamimForMaskedImageModeling.from_config(bert)
     bert.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'bert'.*vit, swin"):
+    with pytest.raises(InputError, match="'bert'.*vit, deit, swin"):
         KamimForMaskedImageModeling.from_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'bert'.*vit, swin"):
+    with pytest.raises(InputError, match="'bert'.*vit, deit, swin"):
         KamimForMaskedImageModeling.from_pretrained(tmp_path, config=bert)
 
 
@@ -191,8 +191,8 @@ def test_other_model_types_are_refused(tmp_path):
     "arguments, expected",
     [
         (("bert", "tiny"), ["bert", "vit", "swin"]),
-        (("vit", "huge"), ["huge", "tiny", "small", "base"]),
-        (("swin", "small"), ["small", "tiny", "base"]),
+        (("vit", "giant"), ["giant", "tiny", "small", "base", "large", "huge"]),
+        (("swin", "huge"), ["huge", "tiny", "small", "base", "large"]),
         (("vit", "tiny", 200), ["200", "16"]),
         (("vit", "tiny", 0), ["0", "16"]),
         (("vit", "tiny", -16), ["-16", "16"]),

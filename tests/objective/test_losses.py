@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modeling_kamim.objective.losses import masked_l1
+from modeling_kamim.objective.losses import masked_loss
 
 
 def case(batch=2, channels=3, side=12, tokens=3, cells=None, dtype=torch.float64, seed=0):
@@ -45,7 +45,7 @@ def test_equation_3_by_hand():
     reconstruction = torch.tensor([[[[1.0, -2.0], [3.0, 4.0]]]])
     mask = torch.tensor([[[True, True], [False, True]]])
     weights = torch.tensor([[[1.0, 10.0], [100.0, 2.0]]])
-    loss, unweighted = masked_l1(reconstruction, target, mask, weights)
+    loss, unweighted = masked_loss(reconstruction, target, mask, weights)
     assert loss.item() == pytest.approx((1 * 1 + 10 * 2 + 2 * 4) / 3)
     assert unweighted.item() == pytest.approx((1 + 2 + 4) / 3)
 
@@ -53,7 +53,7 @@ def test_equation_3_by_hand():
 @pytest.mark.parametrize("cells", [None, *CELLS])
 def test_equals_plain_loops(cells):
     reconstruction, target, mask, weights = case(cells=cells)
-    loss, unweighted = masked_l1(reconstruction, target, mask, weights)
+    loss, unweighted = masked_loss(reconstruction, target, mask, weights)
     assert loss.item() == pytest.approx(looped(reconstruction, target, mask, weights), rel=1e-12)
     assert unweighted.item() == pytest.approx(looped(reconstruction, target, mask, None), rel=1e-12)
 
@@ -64,15 +64,15 @@ def test_oblong_images_and_grids():
     mask = torch.rand(1, 2, 3) < 0.6
     mask[0, 1, 2] = True
     weights = torch.rand(1, 4, 2, dtype=torch.float64)
-    loss, _ = masked_l1(reconstruction, target, mask, weights)
+    loss, _ = masked_loss(reconstruction, target, mask, weights)
     assert loss.item() == pytest.approx(looped(reconstruction, target, mask, weights), rel=1e-12)
 
 
 @given(st.sampled_from(CELLS), st.integers(0, 999))
 def test_weights_of_one_are_no_weights(cells, seed):
     reconstruction, target, mask, weights = case(cells=cells, seed=seed)
-    loss, unweighted = masked_l1(reconstruction, target, mask, torch.ones_like(weights))
-    plain, _ = masked_l1(reconstruction, target, mask)
+    loss, unweighted = masked_loss(reconstruction, target, mask, torch.ones_like(weights))
+    plain, _ = masked_loss(reconstruction, target, mask)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-12)
     assert unweighted.item() == pytest.approx(plain.item(), rel=1e-12)
 
@@ -83,7 +83,7 @@ def test_gradcheck(mask_side, cells):
     reconstruction.requires_grad_()
 
     def both(value):
-        return masked_l1(value, target, mask, weights)
+        return masked_loss(value, target, mask, weights)
 
     assert torch.autograd.gradcheck(both, (reconstruction,))
 
@@ -91,20 +91,20 @@ def test_gradcheck(mask_side, cells):
 @pytest.mark.parametrize("cells", [None, 4])
 def test_only_masked_pixels_matter(cells):
     reconstruction, target, mask, weights = case(cells=cells)
-    loss, _ = masked_l1(reconstruction, target, mask, weights)
+    loss, _ = masked_loss(reconstruction, target, mask, weights)
     pixels = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)[:, None]
     changed = torch.where(pixels, reconstruction, torch.full_like(reconstruction, 1e3))
-    assert masked_l1(changed, target, mask, weights)[0] == loss
+    assert masked_loss(changed, target, mask, weights)[0] == loss
     changed.requires_grad_()
-    masked_l1(changed, target, mask, weights)[0].backward()
+    masked_loss(changed, target, mask, weights)[0].backward()
     assert ((changed.grad != 0) == pixels).all()
 
 
 @given(st.floats(0.01, 100), st.sampled_from(CELLS))
 def test_loss_is_linear_in_the_weights(factor, cells):
     reconstruction, target, mask, weights = case(cells=cells)
-    loss, unweighted = masked_l1(reconstruction, target, mask, weights)
-    scaled, same = masked_l1(reconstruction, target, mask, factor * weights)
+    loss, unweighted = masked_loss(reconstruction, target, mask, weights)
+    scaled, same = masked_loss(reconstruction, target, mask, factor * weights)
     assert scaled.item() == pytest.approx(factor * loss.item(), rel=1e-10)
     assert same == unweighted
 
@@ -113,7 +113,7 @@ def test_weights_are_a_constant():
     reconstruction, target, mask, weights = case(cells=3)
     reconstruction.requires_grad_()
     weights.requires_grad_()
-    masked_l1(reconstruction, target, mask, weights)[0].backward()
+    masked_loss(reconstruction, target, mask, weights)[0].backward()
     assert weights.grad is None and reconstruction.grad is not None
 
 
@@ -122,8 +122,8 @@ def test_weights_are_a_constant():
 def test_low_precision_is_summed_in_float32(dtype, target_dtype):
     reconstruction, target, mask, weights = case(side=48, tokens=3, cells=6, dtype=torch.float32)
     reconstruction, target = reconstruction.to(dtype), target.to(target_dtype)
-    loss, unweighted = masked_l1(reconstruction, target, mask, weights)
-    exact, exact_unweighted = masked_l1(reconstruction.double(), target.double(), mask, weights.double())
+    loss, unweighted = masked_loss(reconstruction, target, mask, weights)
+    exact, exact_unweighted = masked_loss(reconstruction.double(), target.double(), mask, weights.double())
     assert loss.dtype == unweighted.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=1e-5)
     assert unweighted.item() == pytest.approx(exact_unweighted.item(), rel=1e-5)
@@ -133,7 +133,7 @@ def test_low_precision_is_summed_in_float32(dtype, target_dtype):
 def test_empty_mask_gives_zero(cells):
     reconstruction, target, mask, weights = case(cells=cells)
     reconstruction.requires_grad_()
-    loss, unweighted = masked_l1(reconstruction, target, torch.zeros_like(mask), weights)
+    loss, unweighted = masked_loss(reconstruction, target, torch.zeros_like(mask), weights)
     loss.backward()
     assert loss.item() == unweighted.item() == 0.0
     assert not reconstruction.grad.any()
@@ -142,4 +142,4 @@ def test_empty_mask_gives_zero(cells):
 @pytest.mark.parametrize("tokens, cells", [(5, 4), (3, 5), (24, 3), (5, None)])
 def test_grids_that_do_not_divide_the_image_are_refused(tokens, cells):
     with pytest.raises(ValueError, match="does not divide a 12x12 image"):
-        masked_l1(*case(tokens=tokens, cells=cells))
+        masked_loss(*case(tokens=tokens, cells=cells))

@@ -1,0 +1,125 @@
+"""Start pretraining from a checkpoint: an encoder, a masked image model or a classifier of one of the families."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, ViTConfig
+
+from ..errors import InputError
+from .classifier import KamimViTClassifierConfig
+from .families import encoder_stride, family_of
+from .loading import load_whole, loading_failure
+from .masked_image_modeling import KamimForMaskedImageModeling, model_class
+from .positions import resized_config, resized_state_dict
+from .sizes import check_image_size
+
+_MAY_BE_NEW = ("decoder", "mask_token", "pooler")
+
+
+@dataclass(frozen=True)
+class WarmStart:
+    """A model with the weights of a checkpoint.
+
+    Args:
+        model: with float32 weights.
+        summary: what was loaded, what is new, what was left out; one line.
+    """
+
+    model: KamimForMaskedImageModeling
+    summary: str
+
+
+def config_to_pretrain(name_or_path: str, image_size: int | None = None) -> PreTrainedConfig:
+    """Config of a checkpoint for pretraining: without labels, with a mask token and the decoder's stride.
+
+    Args:
+        name_or_path: directory or Hub id.
+        image_size: side of the input in pixels; the checkpoint's where None.
+
+    Raises:
+        InputError: if there is no config of one of the families, or the image size does not fit it.
+    """
+    config = _original_config(name_or_path)
+    if isinstance(config, KamimViTClassifierConfig):
+        if not config.final_layernorm:
+            raise InputError(
+                f"{name_or_path} is a classifier on the first {config.num_hidden_layers} blocks of an encoder; give "
+                "the encoder itself"
+            )
+        config = vit_config(config)
+    if "use_mask_token" in family_of(config).settings:
+        config.use_mask_token = True
+    check_image_size(config)
+    if hasattr(config, "encoder_stride"):
+        config.encoder_stride = encoder_stride(config)
+    config.num_labels = 2  # transformers' default, which is not saved
+    if image_size not in (None, config.image_size):
+        config = resized_config(config, image_size)
+        check_image_size(config)
+    return config
+
+
+def vit_config(config: PreTrainedConfig) -> ViTConfig:
+    """The `ViTConfig` with the settings of a config of another type of the same encoder (a classifier, a ViT-MAE)."""
+    known = ViTConfig().to_dict().keys() - {"model_type", "architectures", "id2label", "label2id"}
+    return ViTConfig(**{key: value for key, value in config.to_dict().items() if key in known})
+
+
+def _original_config(name_or_path: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+
+
+def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> WarmStart:
+    """Load a checkpoint into the pretraining model of its family.
+
+    Position embeddings and tables are interpolated where `config` has another image size. What the checkpoint lacks
+    (the decoder, a mask token, BEiT's last LayerNorm) is new. A mask token of zeros, as many are published with, starts
+    from N(0, 0.02).
+
+    Args:
+        name_or_path: directory or Hub id.
+        config: of `config_to_pretrain`, with KAMIM's settings.
+        attn_implementation: as in transformers.
+
+    Raises:
+        InputError: if other weights are missing, or weights are not finite or have other shapes.
+    """
+    old_config = config_to_pretrain(name_or_path)
+    is_classifier = isinstance(_original_config(name_or_path), KamimViTClassifierConfig)
+    model, info = load_whole(
+        model_class(config.model_type),
+        name_or_path,
+        _MAY_BE_NEW,
+        config=old_config if old_config.image_size != config.image_size else config,
+        dtype=torch.float32,
+        attn_implementation=attn_implementation,
+        key_mapping={r"^encoder\.": "vit."} if is_classifier else None,
+    )
+    resized = ""
+    if old_config.image_size != config.image_size:
+        resized = f", resized from {old_config.image_size} to {config.image_size} px"
+        weights = resized_state_dict(model.state_dict(), old_config, config)
+        model = KamimForMaskedImageModeling.from_config(config, attn_implementation=attn_implementation)
+        model.load_state_dict(weights)
+    new = {*info["missing_keys"]}
+    if not model.mask_token.any():
+        nn.init.trunc_normal_(model.mask_token, std=0.02)
+        new |= {name for name, parameter in model.named_parameters() if parameter is model.mask_token}
+    loaded = len(model.state_dict()) - len(info["missing_keys"])
+    summary = (
+        f"{loaded} tensors of {name_or_path} ({config.model_type}) loaded{resized}; new: {_parts(new)}; left out: "
+        f"{_parts(info['unexpected_keys'])}"
+    )
+    return WarmStart(model, summary)
+
+
+def _parts(names: Iterable[str]) -> str:
+    """The parts of a model that weights belong to, with their numbers."""
+    parts = ["mask_token" if "mask_token" in name else name.removeprefix("vit.").split(".")[0] for name in names]
+    return ", ".join(f"{part} ({count})" for part, count in sorted(Counter(parts).items())) or "none"

@@ -1,0 +1,350 @@
+"""All families: checkpoints for transformers, gradients, parity with transformers' losses, warm starts."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tiny_models import tiny_config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    ViTMAEConfig,
+    ViTMAEForPreTraining,
+)
+from transformers.models.vit_mae.modeling_vit_mae import build_2d_sinusoidal_position_embedding
+
+from modeling_kamim import KamimForMaskedImageModeling, KamimViTClassifierConfig, KamimViTForImageClassification
+from modeling_kamim.errors import InputError
+from modeling_kamim.models.backbone import Backbone, load_backbone
+from modeling_kamim.models.families import FAMILIES, encoder_stride, num_prefix_tokens
+from modeling_kamim.models.masked_image_modeling import keep_visible, model_class
+from modeling_kamim.models.positions import mae_positions
+from modeling_kamim.models.sizes import build_config
+from modeling_kamim.models.warm_start import config_to_pretrain, warm_start
+from modeling_kamim.objective.losses import patch_statistics
+
+every_family = pytest.mark.parametrize("model_type", FAMILIES)
+RECONSTRUCTS = [name for name, family in FAMILIES.items() if family.extends.endswith("ForMaskedImageModeling")]
+CLASSIFIED = [name for name in FAMILIES if name not in ("dinov3_vit", "vit_mae")]
+
+
+def perturbed(model):
+    """Away from zeros: biases, tokens and tables are random, too."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def batch(config, num_images=2, ratio=0.5):
+    num_patches = (config.image_size // config.patch_size) ** 2
+    mask = torch.zeros(num_images, num_patches, dtype=torch.bool)
+    for row in mask:
+        row[torch.randperm(num_patches)[: int(ratio * num_patches)]] = True
+    return torch.randn(num_images, 3, config.image_size, config.image_size), mask
+
+
+LOAD = """
+import json, sys
+import numpy as np
+import torch
+from transformers import AutoModel
+pixels = torch.from_numpy(np.load(sys.argv[1] + "/pixels.npy"))
+for name in json.loads(sys.argv[2]):
+    directory = sys.argv[1] + "/" + name
+    settings = {"mask_ratio": 0.0} if name == "vit_mae" else {}
+    model, report = AutoModel.from_pretrained(directory, output_loading_info=True, **settings)
+    missing = [key for key in report["missing_keys"] if "pooler" not in key]
+    assert not missing and not report["mismatched_keys"], (name, report)
+    places = {"noise": torch.arange(16.0)[None].repeat(2, 1)} if name == "vit_mae" else {}
+    with torch.no_grad():
+        np.save(directory + "/features.npy", model.eval()(pixels, **places).last_hidden_state.numpy())
+assert not any(name.startswith("modeling_kamim") for name in sys.modules)
+"""
+
+
+def test_transformers_alone_loads_every_encoder_with_equal_features(tmp_path):
+    pixels = torch.randn(2, 3, 32, 32)
+    np.save(tmp_path / "pixels.npy", pixels.numpy())
+    models = {name: perturbed(KamimForMaskedImageModeling.from_config(tiny_config(name))) for name in FAMILIES}
+    for name, model in models.items():
+        model.save_pretrained(tmp_path / name)
+        assert AutoConfig.from_pretrained(tmp_path / name).model_type == name
+    command = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(list(models))]
+    subprocess.run(command, check=True, capture_output=True, timeout=300, cwd=tmp_path)
+    for name, model in models.items():
+        with torch.no_grad():
+            features = model.base_model(pixels).last_hidden_state
+        torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / name / "features.npy")), features)
+
+
+@every_family
+def test_gradients_are_of_ordinary_size_and_reach_every_parameter(model_type):
+    model = KamimForMaskedImageModeling.from_config(tiny_config(model_type))
+    pixels, mask = batch(model.config, 4)
+    model(pixels, mask, 1 + torch.rand(4, 4, 4)).loss.backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    assert 0 < model.mask_token.grad.norm() < 10
+    assert torch.nn.utils.get_total_norm(list(gradients.values())) < 100
+
+
+@every_family
+def test_tokens_are_those_of_the_patches(model_type):
+    config = tiny_config(model_type)
+    model = KamimForMaskedImageModeling.from_config(config).eval()
+    pixels, mask = batch(config)
+    with torch.no_grad():
+        tokens = model.base_model(pixels).last_hidden_state
+        outputs = model(pixels, mask)
+    assert tokens.shape[1] - num_prefix_tokens(config) == (32 // encoder_stride(config)) ** 2
+    assert outputs.reconstruction.shape == pixels.shape
+    assert outputs.loss > 0 and outputs.masked_l1 > 0
+
+
+@every_family
+def test_masked_pixels_do_not_leak(model_type):
+    config = tiny_config(model_type, kamim={"target": "pixels"})
+    model = perturbed(KamimForMaskedImageModeling.from_config(config))
+    pixels, mask = batch(config)
+    side = 32 // config.patch_size
+    covered = mask.view(2, 1, side, side).repeat_interleave(32 // side, 2).repeat_interleave(32 // side, 3)
+    with torch.no_grad():
+        given, hidden = (model(images, mask).reconstruction for images in (pixels, pixels.masked_fill(covered, 3.0)))
+    torch.testing.assert_close(given, hidden)
+
+
+@pytest.mark.parametrize("model_type", RECONSTRUCTS)
+def test_without_weights_it_is_transformers_own_loss(model_type):
+    config = tiny_config(model_type)
+    model = perturbed(KamimForMaskedImageModeling.from_config(config))
+    stock = getattr(transformers, FAMILIES[model_type].extends)(config).eval()
+    stock.load_state_dict(model.state_dict())
+    pixels, mask = batch(config)
+    with torch.no_grad():
+        ours, theirs = model(pixels, mask), stock(pixels, bool_masked_pos=mask)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+    torch.testing.assert_close(ours.reconstruction, theirs.reconstruction)
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_without_weights_it_is_transformers_mae(normalized, ratio):
+    target = "normalized_pixels" if normalized else "pixels"
+    config = tiny_config("vit_mae", kamim={"target": target}, norm_pix_loss=normalized, mask_ratio=ratio)
+    model = perturbed(KamimForMaskedImageModeling.from_config(config))
+    stock = ViTMAEForPreTraining(config).eval()
+    stock.load_state_dict(model.state_dict())
+    pixels, mask = batch(config, ratio=ratio)
+    with torch.no_grad():
+        ours = model(pixels, mask)
+        theirs = stock(pixels, noise=mask + torch.rand(mask.shape) / 2)
+    assert torch.equal(theirs.mask.bool(), mask)
+    assert ours.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-6)
+
+
+def test_weights_of_a_mae_multiply_the_squared_error_of_their_cells():
+    config = tiny_config("vit_mae")
+    model = perturbed(KamimForMaskedImageModeling.from_config(config))
+    pixels, mask = batch(config)
+    weights = 1 + torch.rand(2, 8, 8)  # four cells in a patch of 8 px
+    with torch.no_grad():
+        outputs = model(pixels, mask, weights)
+        mean, deviation = patch_statistics(pixels, 8)
+    assert torch.equal(mean[..., :8, :8].flatten(), mean[..., :1, :1].expand(-1, -1, 8, 8).flatten())
+    patch = pixels[0, :, :8, :8]
+    assert mean[0, 0, 0, 0].item() == pytest.approx(patch.mean().item(), abs=1e-6)
+    assert deviation[0, 0, 0, 0].item() == pytest.approx((patch.var() + 1e-6).sqrt().item(), rel=1e-5)
+    error = ((outputs.reconstruction - pixels) / deviation) ** 2
+    covered = mask.view(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    weighted = error * covered * weights[:, None].repeat_interleave(4, 2).repeat_interleave(4, 3)
+    assert outputs.loss.item() == pytest.approx((weighted.sum() / covered.sum() / 3).item(), rel=1e-4)
+
+
+def test_a_mae_sees_the_visible_patches_alone_and_in_their_order():
+    tokens = torch.arange(12.0).view(2, 6, 1)
+    mask = torch.tensor([[1, 0, 0, 1, 0, 1], [0, 0, 1, 1, 1, 0]], dtype=torch.bool)
+    visible, told, restore = keep_visible(tokens, mask)
+    assert visible[..., 0].tolist() == [[1, 2, 4], [6, 7, 11]]
+    assert torch.equal(told.bool(), mask)
+    filled = torch.cat([visible, torch.full((2, 3, 1), -1.0)], dim=1).gather(1, restore[..., None])
+    assert torch.equal(filled[..., 0], torch.where(mask, -1.0, tokens[..., 0]))
+    assert torch.equal(keep_visible(tokens)[0], tokens)
+    with pytest.raises(ValueError, match="equally many"):
+        keep_visible(tokens, torch.tensor([[1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0]], dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("side", "width"), [(2, 8), (4, 32), (14, 768)])
+def test_positions_of_mae(side, width):
+    stock = build_2d_sinusoidal_position_embedding(height=side, width=side, embed_dim=width, cls_token=True)
+    stock = torch.cat([stock[..., width // 2 :], stock[..., : width // 2]], dim=-1)  # as ViTMAEEmbeddings does
+    torch.testing.assert_close(mae_positions(side, width)[0].float(), stock.float().view(-1, width))
+    model = KamimForMaskedImageModeling.from_config(tiny_config("vit_mae"))
+    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        torch.testing.assert_close(positions, mae_positions(4, positions.shape[-1]).float())
+        assert not positions.requires_grad
+
+
+def test_simmims_vit_starts_as_its_authors_do():
+    config = build_config("beit", "simmim_vit", 32, config_overrides="hidden_size=64,num_hidden_layers=4")
+    model = KamimForMaskedImageModeling.from_config(config)
+    for number, block in enumerate(model.beit.layers, start=1):
+        assert block.attention.q_proj.weight.abs().max() <= 0.02
+        for layer in (block.attention.o_proj, block.mlp.fc2):
+            assert 0.9 < layer.weight.abs().max() * (2 * number) ** 0.5 / 0.02 <= 1
+        assert (block.lambda_1 == 0.1).all()
+    assert model.beit.embeddings.position_embeddings is None and model.config.drop_path_rate == 0.1
+
+
+# ------------------------------------------------------------------------------------------------------ Warm start
+
+
+def features(model, pixels):
+    with torch.no_grad():
+        return Backbone(model).eval()(pixels)
+
+
+@every_family
+def test_a_warm_start_has_the_features_of_its_checkpoint(model_type, tmp_path):
+    perturbed(AutoModel.from_config(tiny_config(model_type))).save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+    pixels = torch.randn(2, 3, 32, 32)
+    expected = features(load_backbone(str(tmp_path), "vit", "base", None, "mean").model, pixels)
+    torch.testing.assert_close(features(start.model.base_model, pixels), expected)
+    assert start.model.mask_token.any()
+    assert "new: decoder" in start.summary
+
+
+@pytest.mark.parametrize("model_type", CLASSIFIED)
+def test_a_warm_start_from_a_classifier(model_type, tmp_path):
+    config = tiny_config(model_type, num_labels=7, architectures=[])
+    classifier = perturbed(AutoModelForImageClassification.from_config(config))
+    classifier.save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+    assert "left out: classifier (2)" in start.summary and start.model.config.num_labels == 2
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(features(start.model.base_model, pixels), features(classifier.base_model, pixels))
+
+
+@every_family
+def test_a_warm_start_from_pretraining_keeps_decoder_and_mask_token(model_type, tmp_path):
+    model = perturbed(KamimForMaskedImageModeling.from_config(tiny_config(model_type)))
+    model.save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+    state = start.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert start.summary.endswith("new: none; left out: none")
+
+
+def test_a_warm_start_from_a_classifier_of_this_package(tmp_path):
+    left = ("model_type", "id2label", "label2id")
+    settings = {key: value for key, value in tiny_config("vit", num_labels=3).to_dict().items() if key not in left}
+    classifier = perturbed(KamimViTForImageClassification(KamimViTClassifierConfig(**settings)))
+    classifier.save_pretrained(tmp_path / "whole")
+    config = config_to_pretrain(str(tmp_path / "whole"))
+    start = warm_start(str(tmp_path / "whole"), config)
+    assert start.model.config.model_type == "vit"
+    pixels = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(features(start.model.base_model, pixels), features(classifier.encoder, pixels))
+    inner = KamimViTClassifierConfig(**settings, final_layernorm=False)
+    KamimViTForImageClassification(inner).save_pretrained(tmp_path / "inner")
+    with pytest.raises(InputError, match="first 2 blocks.*give the encoder itself"):
+        config_to_pretrain(str(tmp_path / "inner"))
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"])
+def test_another_image_size_has_transformers_interpolated_positions(model_type, tmp_path):
+    stock = perturbed(AutoModel.from_config(tiny_config(model_type, 32)))
+    stock.save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), 64))
+    pixels = torch.randn(2, 3, 64, 64)
+    settings = {} if "dinov2" in model_type else {"interpolate_pos_encoding": True}
+    if model_type == "vit_mae":
+        stock.embeddings.random_masking = keep_visible
+    with torch.no_grad():
+        expected = stock(pixels, **settings).last_hidden_state
+        found = start.model.base_model.eval()(pixels).last_hidden_state
+    torch.testing.assert_close(found, expected)
+    assert "resized from 32 to 64 px" in start.summary
+
+
+@every_family
+def test_another_image_size_trains(model_type, tmp_path):
+    perturbed(AutoModel.from_config(tiny_config(model_type, 32))).save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), 64))
+    assert start.model.config.image_size == 64
+    assert start.model(*batch(start.model.config)).loss.isfinite()
+
+
+def test_a_table_of_relative_positions_keeps_the_biases_of_cls(tmp_path):
+    config = tiny_config("beit", use_shared_relative_position_bias=True)
+    stock = perturbed(AutoModel.from_config(config))
+    stock.save_pretrained(tmp_path)
+    model = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), 64)).model
+    old, new = (m.shared_position_bias.relative_position_bias_table for m in (stock, model.beit))
+    assert len(old) == 7**2 + 3 and len(new) == 15**2 + 3
+    assert torch.equal(new[-3:], old[-3:])
+    torch.testing.assert_close(new[15 * 7 + 7], old[7 * 3 + 3])  # the same place
+
+
+def test_a_mask_token_of_zeros_gets_a_start(tmp_path):
+    model = KamimForMaskedImageModeling.from_config(tiny_config("dinov3_vit"))
+    torch.nn.init.zeros_(model.mask_token)
+    model.save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+    assert 0.01 < start.model.mask_token.std() < 0.03 and "mask_token (1)" in start.summary
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda state: state.pop("encoder.layer.0.norm1.weight"), "lacks weights"),
+        (lambda state: state["embeddings.cls_token"].fill_(float("nan")), "NaN or infinite"),
+    ],
+)
+def test_a_checkpoint_with_gaps_is_no_start(spoil, message, tmp_path):
+    model = AutoModel.from_config(tiny_config("dinov2"))
+    state = model.state_dict()
+    spoil(state)
+    model.save_pretrained(tmp_path, state_dict=state)
+    with pytest.raises(InputError, match=message):
+        warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+
+
+def test_rectangles_and_other_types_are_refused(tmp_path):
+    config = tiny_config("vit")
+    config.image_size = [32, 64]
+    config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="must be squares"):
+        config_to_pretrain(str(tmp_path))
+    transformers.BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'bert'.*vit_mae"):
+        config_to_pretrain(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("hidden=8", "hidden"), ("hidden_size=x", "hidden_size"), ("hidden_size", "config_overrides")],
+)
+def test_overrides_that_are_none(text, message):
+    with pytest.raises(InputError, match=message):
+        build_config("vit", "tiny", 64, config_overrides=text)
+
+
+def test_names_of_the_classes():
+    assert model_class("dinov3_vit").__name__ == "KamimDINOv3ViTForMaskedImageModeling"
+    assert model_class("vit_mae").__name__ == "KamimViTMAEForMaskedImageModeling"
+    assert issubclass(model_class("vit_mae"), ViTMAEForPreTraining)
+    assert ViTMAEConfig.model_type in FAMILIES
+
+
+def test_saved_names_are_those_of_transformers(tmp_path):
+    KamimForMaskedImageModeling.from_config(tiny_config("beit")).save_pretrained(tmp_path)
+    names = load_file(tmp_path / "model.safetensors")
+    assert "beit.encoder.layer.0.attention.attention.query.weight" in names  # of transformers 4, which 5 writes
