@@ -1,5 +1,7 @@
 """Classifiers on a pretrained encoder (arXiv:2407.13873, section 4.1)."""
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     PreTrainedModel,
@@ -20,7 +22,7 @@ from ..models.warm_start import vit_config
 from .finetuning import add_drop_path
 from .settings import ClassificationArguments
 
-ENCODERS = {
+ENCODERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "vit": (ViTModel, {"add_pooling_layer": False}),
     "vit_mae": (ViTMAEModel, {}),
     "swin": (SwinModel, {"add_pooling_layer": False}),

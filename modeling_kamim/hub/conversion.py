@@ -322,7 +322,7 @@ def _read_simmim(state: StateDict) -> Weights:
     decoder = {key: tensor for key, tensor in state.items() if key.startswith("decoder.")}
     state = {key.removeprefix("encoder."): tensor for key, tensor in state.items() if key not in decoder}
     if any(key.startswith("blocks.") for key in state):
-        # a BEiT: relative positions, layer scale, no key biases, and a last LayerNorm that transformers has in the pooler
+        # a BEiT: relative positions, layer scale, no key biases; transformers has its last LayerNorm in the pooler
         state = {key: tensor for key, tensor in state.items() if not key.endswith("relative_position_index")}
         weights = _from_timm("beit", state, left_out=r"head\.")
         weights.decoder = decoder

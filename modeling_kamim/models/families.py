@@ -26,8 +26,8 @@ class Family:
         patch_size: of random weights, in pixels.
         stages: config key with the blocks of each stage, where stages halve the grid of tokens; None for one grid.
         drops_masked: whether the encoder sees the visible tokens alone (MAE), not mask tokens (SimMIM).
-        starts_from_zeros: whether CLS, mask token and positions start at transformers' zeros, else from N(0, 0.02). Where
-            a LayerNorm meets a token of zeros, its gradient is multiplied by 1e5 and more.
+        starts_from_zeros: whether CLS, mask token and positions start at transformers' zeros, else from N(0, 0.02).
+            Where a LayerNorm meets a token of zeros, its gradient is multiplied by 1e5 and more.
         mask_ratio, target, loss: defaults of the objective.
     """
 

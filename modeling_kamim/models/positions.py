@@ -53,7 +53,8 @@ def resized_state_dict(
 
     Position embeddings (all but CLS) and tables of relative position biases are interpolated bicubically, with
     `align_corners=False` and (but for DINOv2 with registers) without antialias, as transformers'
-    `interpolate_pos_encoding` and the code of Swin (`load_pretrained`) do. SimMIM's own code resizes the tables by another rule, which keeps the biases of near tokens.
+    `interpolate_pos_encoding` and the code of Swin (`load_pretrained`) do. SimMIM's own code resizes the tables by
+    another rule, which keeps the biases of near tokens.
 
     Args:
         state_dict: of an encoder, or of a model with a decoder; `(1, tokens, hidden_size)` position embeddings and
@@ -64,7 +65,7 @@ def resized_state_dict(
         a new mapping; tensors that keep their size are the given ones.
     """
     old_side, new_side = (config.image_size // config.patch_size for config in (old_config, new_config))
-    old_window, new_window = (getattr(config, "window_size", None) for config in (old_config, new_config))
+    old_window, new_window = (getattr(config, "window_size", 0) for config in (old_config, new_config))
     if old_config.model_type == "beit":
         old_window, new_window = old_side, new_side
     num_prefix = 1 if "dinov2" in old_config.model_type else num_prefix_tokens(old_config)  # registers have no place
