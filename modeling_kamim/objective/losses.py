@@ -13,17 +13,17 @@ def masked_l1(
     mask: torch.Tensor,
     weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the masked pixels and channels of `W * |reconstruction - target|`.
+    """Return the mean of `W * |reconstruction - target|` over the masked pixels and channels (Eq. 3).
 
-    Without weights it is SimMIM's loss (Eq. 1), equal to that of transformers' models. The error is summed once over
-    the largest cells that divide both a mask token and a weight cell, so no mask or weight is blown up to pixels.
+    Without weights it is SimMIM's loss (Eq. 1), as transformers' models have it. The error is first summed over the
+    largest cells that divide both a mask token and a weight cell: no mask or weight is enlarged to pixels.
 
     Args:
         reconstruction: `(batch_size, channels, height, width)`.
         target: `(batch_size, channels, height, width)`, normalized pixels.
-        mask: `(batch_size, rows, columns)`, bool, True where masked; the tokens divide the image.
-        weights: `(batch_size, weight_rows, weight_columns)`, constant within a cell; cells of any size that divides
-            the image. Held constant: no gradient flows into them.
+        mask: `(batch_size, rows, columns)`, bool, True where masked; the grid divides the image.
+        weights: `(batch_size, weight_rows, weight_columns)`, one for each weight cell; the grid divides the image.
+            No gradient flows into them.
 
     Returns:
         Two scalars, float32 or wider: the weighted loss, and the same mean without weights.
