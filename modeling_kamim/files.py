@@ -3,9 +3,10 @@
 import errno
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -46,9 +47,19 @@ def write_text(file: Path, text: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    write(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write(file: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all, with a function of its path; replace one of that name.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    # The name is unique: a node that a cluster has given up may still write the same file.
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        write_to(unfinished)
         replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
