@@ -1,7 +1,7 @@
-"""Allowed ranges of all numeric settings, in one table."""
+"""Allowed ranges of all numeric settings, in one table, and checks of settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -93,6 +93,12 @@ def check_range(name: str, number: float) -> None:
     """Raise InputError unless the number is in the range of the setting `name` in `RANGES`."""
     if not RANGES[name].holds(number):
         raise InputError(f"{name} is {number}; it must be {RANGES[name].words}")
+
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise InputError unless the value of the setting `name` is one of the allowed ones."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
 def check_ranges(settings: Any) -> None:

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..errors import InputError
+from ..limits import check_choice
 from ..models.pixel_range import PixelRange
 from .decoding import decode_image
 from .samples import channels_first
@@ -79,7 +79,7 @@ class ClassificationTransform:
     pixel_range: PixelRange | None = None
 
     def __post_init__(self):
-        _check_augmentation(self.augmentation)
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
 
     def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, Any]:
         """Draw one sample.
@@ -114,7 +114,7 @@ class MixingCollator:
     """
 
     def __init__(self, num_labels: int, augmentation: str = "paper"):
-        _check_augmentation(augmentation)
+        check_choice("augmentation", augmentation, AUGMENTATIONS)
         alpha = 0.8 if augmentation == "strong" else 1.0
         self.mix = v2.RandomChoice([v2.CutMix(num_classes=num_labels), v2.MixUp(alpha=alpha, num_classes=num_labels)])
 
@@ -131,11 +131,6 @@ class MixingCollator:
         with _seeded(int(batch.pop("mixing_seed")[0])):
             pixel_values, labels = self.mix(batch["pixel_values"].float(), batch["labels"])
         return {**batch, "pixel_values": pixel_values, "labels": labels}
-
-
-def _check_augmentation(augmentation: str) -> None:
-    if augmentation not in AUGMENTATIONS:
-        raise InputError(f"augmentation is {augmentation!r}; allowed: {', '.join(AUGMENTATIONS)}")
 
 
 @contextmanager

@@ -169,20 +169,20 @@ def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRan
     except BadImageError as error:
         return facts | {"error": error.finding, "reason": error.reason}
     height, width = image.shape[:2]
-    traits = [*image_traits(data), *shape_traits(height, width)]
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return facts | {
         "height": height,
         "width": width,
         "num_bytes": len(data),
-        "traits": ",".join(traits),
+        "traits": ",".join(_traits(data, height, width)),
         "digest": digest,
         "has_keypoints": bool(_DEFAULT_DENSITIES.density(image).any()),
     }
 
 
-def image_traits(data: bytes) -> list[str]:
-    """Return what is unusual in how the file of an image stores it."""
+def _traits(data: bytes, height: int, width: int) -> list[str]:
+    """Return what is unusual in an image: in its file, and in its shape."""
+    short, long = sorted((height, width))
     with open_image(data) as image:
         traits = {
             "gray": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
@@ -193,7 +193,11 @@ def image_traits(data: bytes) -> list[str]:
             "animated (its first frame is used)": image.format != "MPO" and _is_animated(image),
             "turned by EXIF": image.getexif().get(_ORIENTATION, 1) in range(2, 9),
         }
-    traits["wrong checksums though it decodes"] = data.startswith(_PNG_START) and not _has_right_checksums(data)
+    traits |= {
+        "wrong checksums though it decodes": data.startswith(_PNG_START) and not _has_right_checksums(data),
+        f"tiny (a side below {TINY} px)": short < TINY,
+        f"strip (one side over {STRIP} times the other)": long > STRIP * short,
+    }
     return [trait for trait, holds in traits.items() if holds]
 
 
@@ -210,16 +214,6 @@ def _is_animated(image: Image.Image) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # a later frame is broken; only the first is used
         return True
-
-
-def shape_traits(height: int, width: int) -> list[str]:
-    """Return what is unusual in the shape of an image."""
-    short, long = sorted((height, width))
-    traits = {
-        f"tiny (a side below {TINY} px)": short < TINY,
-        f"strip (one side over {STRIP} times the other)": long > STRIP * short,
-    }
-    return [trait for trait, holds in traits.items() if holds]
 
 
 def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes, tuple[str, str]]) -> None:

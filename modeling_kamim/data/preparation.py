@@ -301,7 +301,7 @@ def _check_settings(
         differing = [key for key in settings if earlier.get(key) != settings[key]]
         if differing:
             raise InputError(
-                f"{output_dir} was prepared with other settings ({', '.join(differing)}; see {file}); "
+                f"{output_dir} was prepared with other settings (different: {', '.join(differing)}; see {file}); "
                 "give another folder, or delete this one"
             )
     files.write_text(file, json.dumps(settings, indent=2) + "\n")

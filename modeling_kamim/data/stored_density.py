@@ -151,7 +151,7 @@ class DensityDetector:
         smallest = math.ceil(_FINEST_CELL * self.image_size / (self.grid * self.min_scale**0.5))
         if weight_patch_size < smallest:
             raise InputError(
-                f"weight_patch_size is {weight_patch_size}; stored densities of whole images, of {self.grid} x "
+                f"weight_patch_size is {weight_patch_size}, but stored densities of whole images, of {self.grid} x "
                 f"{self.grid} values, allow cells of {smallest} px and more at this image_size and crop_min_scale; "
                 "take such cells, or --keypoint_source online"
             )

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
+from ..limits import check_choice
 
 # Part of every cache key. Raise it with every change, here or in density.py, that alters a map or a stored density:
 # otherwise old caches stay in use.
@@ -45,10 +46,8 @@ class KeypointDetector:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.name not in DETECTORS:
-            raise InputError(f"keypoint_detector is {self.name!r}; allowed: {', '.join(DETECTORS)}")
-        if self.footprint not in FOOTPRINTS:
-            raise InputError(f"keypoint_footprint is {self.footprint!r}; allowed: {', '.join(FOOTPRINTS)}")
+        check_choice("keypoint_detector", self.name, DETECTORS)
+        check_choice("keypoint_footprint", self.footprint, FOOTPRINTS)
         try:
             self._opencv()
         except (TypeError, cv2.error) as error:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import InputError
-from ..limits import check_range
+from ..limits import check_choice, check_range
 
 MAX_EXPONENT = 20.0
 _TINY = torch.finfo(torch.float32).tiny
@@ -88,10 +87,8 @@ class CellWeighting:
     norm: str = "none"
 
     def __post_init__(self):
-        if self.name not in WEIGHTINGS:
-            raise InputError(f"weighting is {self.name!r}; allowed: {', '.join(WEIGHTINGS)}")
-        if self.norm not in WEIGHT_NORMS:
-            raise InputError(f"weight_norm is {self.norm!r}; allowed: {', '.join(WEIGHT_NORMS)}")
+        check_choice("weighting", self.name, WEIGHTINGS)
+        check_choice("weight_norm", self.norm, WEIGHT_NORMS)
         check_range("temperature", self.temperature)
 
     def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
