@@ -16,16 +16,14 @@ def sampled(total: int, count: int) -> list[int]:
 
 
 def content_fingerprint(rows: datasets.Dataset) -> str:
-    """Return a fingerprint of the length and columns of a data set, and of the content of 64 of its rows.
-
-    It does not depend on where the data set lies.
+    """Return a fingerprint of a data set, wherever it lies: of its length, its columns and the content of 64 rows.
 
     Args:
         rows: with images as `datasets.Image(decode=False)`.
 
     Returns:
-        Words that `resume.check_settings` compares: one for length and columns, and one for each of the rows, "bad"
-        where an image cannot be decoded.
+        Words that `resume.check_settings` compares: one for length and columns, one for each of the rows ("bad" where
+        an image cannot be decoded).
     """
     contents = [_content(row) for row in rows.__getitems__(sampled(len(rows), FINGERPRINT_ROWS))]
     return " ".join([_digest(f"{len(rows)} {sorted(rows.column_names)}".encode()), *contents])

@@ -179,7 +179,7 @@ class ShardJob:
     Args:
         rows: the data set, of images as `datasets.Image(decode=False)`.
         start, stop: the rows of this shard.
-        preparation: of these rows.
+        preparation: is applied to them.
         file: Parquet file to write; a hidden text file beside it lists the images that were left out.
     """
 

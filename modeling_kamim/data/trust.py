@@ -188,7 +188,7 @@ def _is_missing(path: str) -> bool:
 
 
 def link_findings(splits: datasets.DatasetDict, image_column: str, name: str) -> list[str]:
-    """Return the images of a local data set that a link, in the folder or of one, leads out of its folder."""
+    """Return the images of a local data set that links lead out of its folder: links, or files behind links."""
     folder = Path(name).expanduser()
     if not folder.exists():
         return []

@@ -8,10 +8,7 @@ from .masking import upsample
 
 
 def masked_l1(
-    reconstruction: torch.Tensor,
-    target: torch.Tensor,
-    mask: torch.Tensor,
-    weights: torch.Tensor | None = None,
+    reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean of `W * |reconstruction - target|` over the masked pixels and channels (Eq. 3).
 
