@@ -4,19 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
-    from .models.masked_image_modeling import (
-        KamimForMaskedImageModeling,
-        KamimMaskedImageModelingOutput,
-        KamimSwinForMaskedImageModeling,
-        KamimViTForMaskedImageModeling,
-    )
-    from .models.sizes import build_config
-    from .objective.density import cell_density
-    from .objective.keypoints import KeypointDetector
-    from .objective.losses import masked_loss
-    from .objective.masking import block_mask
-    from .objective.weighting import CellWeighting, keypoint_weights
+    from .models.classifier import KamimViTClassifierConfig as KamimViTClassifierConfig
+    from .models.classifier import KamimViTForImageClassification as KamimViTForImageClassification
+    from .models.masked_image_modeling import KamimForMaskedImageModeling as KamimForMaskedImageModeling
+    from .models.masked_image_modeling import KamimMaskedImageModelingOutput as KamimMaskedImageModelingOutput
+    from .models.masked_image_modeling import KamimSwinForMaskedImageModeling as KamimSwinForMaskedImageModeling
+    from .models.masked_image_modeling import KamimViTForMaskedImageModeling as KamimViTForMaskedImageModeling
+    from .models.sizes import build_config as build_config
+    from .objective.density import cell_density as cell_density
+    from .objective.keypoints import KeypointDetector as KeypointDetector
+    from .objective.losses import masked_loss as masked_loss
+    from .objective.masking import block_mask as block_mask
+    from .objective.weighting import CellWeighting as CellWeighting
+    from .objective.weighting import keypoint_weights as keypoint_weights
 
 __version__ = "0.1.0"
 
@@ -35,21 +35,7 @@ _MODULES = {
     "keypoint_weights": "objective.weighting",
     "masked_loss": "objective.losses",
 }
-__all__ = [
-    "CellWeighting",
-    "KamimForMaskedImageModeling",
-    "KamimMaskedImageModelingOutput",
-    "KamimSwinForMaskedImageModeling",
-    "KamimViTClassifierConfig",
-    "KamimViTForImageClassification",
-    "KamimViTForMaskedImageModeling",
-    "KeypointDetector",
-    "block_mask",
-    "build_config",
-    "cell_density",
-    "keypoint_weights",
-    "masked_loss",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

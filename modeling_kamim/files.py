@@ -3,16 +3,17 @@
 import errno
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 
 from .errors import InputError
 
-_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # of file systems that sync no folders
+_NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # on file systems that cannot sync folders
 
 
 def sync(path: Path) -> None:
@@ -30,10 +31,10 @@ def sync(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Give a file or folder its name, in the place of a file that has it; whole on the disk, or not at all.
+    """Sync a file or folder to the disk and rename it to `target`, replacing a file of that name.
 
     Raises:
-        OSError: if it cannot be written; `source` is then left.
+        OSError: if it cannot be written; `source` then stays as it is.
     """
     sync(source)
     os.replace(source, target)
@@ -41,21 +42,31 @@ def replace(source: Path, target: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a text file, whole or not at all; in the place of another one.
+    """Write a text file, whole or not at all; replace one of that name.
 
     Raises:
         OSError: if it cannot be written.
     """
-    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    write(file, lambda unfinished: unfinished.write_text(text, encoding="utf-8"))
+
+
+def write(file: Path, write_to: Callable[[Path], object]) -> None:
+    """Write a file, whole or not at all, with a function of its path; replace one of that name.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    # The name is unique: a node that a cluster has given up may still write the same file.
+    unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
     try:
-        unfinished.write_text(text, encoding="utf-8")
+        write_to(unfinished)
         replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows opens no folders
+    if os.name == "nt":  # Windows cannot open folders
         return
     try:
         _sync(folder, os.O_RDONLY)
@@ -73,7 +84,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def json_values(value: Any) -> Any:
-    """The value with lists for arrays and tensors, and None for every number that is not finite: JSON has no NaN."""
+    """Return a value for JSON: lists for arrays and tensors, None for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {str(key): json_values(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | np.generic | torch.Tensor):
@@ -84,6 +95,6 @@ def json_values(value: Any) -> Any:
 
 
 def check_output_dir(output_dir: str | None) -> None:
-    """Raise InputError unless an argument names an output directory."""
+    """Raise InputError unless `output_dir` names a directory."""
     if not (output_dir or "").strip():
         raise InputError(f"output_dir is {output_dir!r}; give the directory that results are written into")

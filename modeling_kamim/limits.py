@@ -1,7 +1,7 @@
-"""Allowed ranges of all numeric settings, in one table."""
+"""Allowed ranges of all numeric settings, in one table, and checks of settings."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,7 +25,6 @@ _COUNT = Range("from 1 to 1,000,000,000", lambda n: 1 <= n <= 1_000_000_000)
 _SHARE = Range("between 0 and 1, both excluded", lambda x: 0 < x < 1)
 _BELOW_1 = Range("in [0, 1)", lambda x: 0 <= x < 1)
 _INTERVAL = Range("a finite number above 0: steps, or below 1 a share of them", lambda n: 0 < n < math.inf)
-_PROCESSES = Range("from 0 to 1,024", lambda n: 0 <= n <= 1024)
 _SEED = Range("at least 0 and below 2**32", lambda n: 0 <= n < 2**32)
 LEARNING_RATE = Range("from 0 to 100", lambda x: 0 <= x <= 100)
 RANGES: dict[str, Range] = {
@@ -83,21 +82,29 @@ RANGES: dict[str, Range] = {
     "seed": _SEED,
     "seeds": _SEED,
     "data_seed": _SEED,
-    "dataloader_num_workers": _PROCESSES,
+    "dataloader_num_workers": Range("from 0 to 1,024", lambda n: 0 <= n <= 1024),
     "dataloader_prefetch_factor": Range("from 1 to 1,024", lambda n: 1 <= n <= 1024),
     "ddp_timeout": _COUNT,
     "dpi": Range("from 1 to 2,400", lambda n: 1 <= n <= 2400),
 }
 
 
-def check_ranges(settings: Any) -> None:
-    """Check every number of a dataclass, and of its lists, against `RANGES`; None is not given.
+def check_range(name: str, number: float) -> None:
+    """Raise InputError unless the number is in the range of the setting `name` in `RANGES`."""
+    if not RANGES[name].holds(number):
+        raise InputError(f"{name} is {number}; it must be {RANGES[name].words}")
 
-    Raises:
-        InputError: for the first one that is out of range.
-    """
+
+def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
+    """Raise InputError unless the value of the setting `name` is one of the allowed ones."""
+    if value not in allowed:
+        raise InputError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
+
+
+def check_ranges(settings: Any) -> None:
+    """Raise InputError for the first number of a dataclass, or of its lists, that is out of range; None is allowed."""
     for name in (field.name for field in fields(settings) if field.name in RANGES):
-        value, allowed = getattr(settings, name), RANGES[name]
+        value = getattr(settings, name)
         for number in value if isinstance(value, list) else [value]:
-            if number is not None and not allowed.holds(number):
-                raise InputError(f"{name} is {number}; it must be {allowed.words}")
+            if number is not None:
+                check_range(name, number)

@@ -12,8 +12,8 @@ HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
 _LOCAL_PATH = re.compile(r"[/\\]|~(?:[/\\A-Za-z_]|$)|[A-Za-z]:[/\\]|\.\.[/\\]")
 _WORD = r"[^\s\"'`,;<>|()\[\]{}]"
-# An address; or a path in a text: absolute, of a home, of a drive, or with ".." in it. Blanks may be in it before
-# a slash. Fractions, Hub ids and relative paths are none.
+# An address; or a path in a text: absolute, in a home or drive, or with "..". Blanks may stand in it before a slash.
+# Fractions, Hub ids and other relative paths do not match.
 _PRIVATE = re.compile(
     rf"""(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<address>[^\s"'<>`]*)
     |(?<![\w./\\)\]}}<*~-])(?P<path>
@@ -27,7 +27,7 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 
 def public_name(name: str) -> str:
-    """A Hub id as it is; of anything that is, or looks like, a local path "local:" and the last part of it."""
+    """Return a Hub id as it is; for what is, or looks like, a local path, "local:" and its last part."""
     if name == EMBEDDED_PHOTOGRAPHS or re.fullmatch(r"local:[^/\\]*", name):
         return _plain(name)
     if "://" in name:
@@ -46,7 +46,7 @@ def _plain(name: str) -> str:
 
 
 def public_text(text: str) -> str:
-    """A text, or JSON, with public names for the local paths in it, and addresses without user, password and query."""
+    """Return a text, or JSON, with public names for local paths, and addresses without user, password and query."""
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text)
@@ -65,12 +65,15 @@ def _public_address(found: re.Match[str]) -> str:
 
 
 def public_settings(value: Any, key: str = "") -> Any:
-    """JSON-like settings in which the names of data sets and models, and all local paths, are public names.
+    """Return JSON-like settings with public names for data sets, models and all local paths.
 
-    Addresses come without user, password and query.
+    Addresses lose user, password and query.
+
+    Args:
+        key: of the value, where it stands in a mapping.
     """
     if isinstance(value, dict):
-        return {_public_key(name): public_settings(item, name) for name, item in value.items()}
+        return {public_settings(name): public_settings(item, name) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [public_settings(item, key) for item in value]
     if not isinstance(value, str) or not value:
@@ -78,18 +81,13 @@ def public_settings(value: Any, key: str = "") -> Any:
     return public_name(value) if key in _PATH_KEYS or _LOCAL_PATH.match(value) else public_text(value)
 
 
-def _public_key(key: Any) -> Any:
-    return public_settings(key) if isinstance(key, str) else key
-
-
 def holds_token(text: str) -> bool:
-    """Whether a text holds an access token of the Hub: one that looks like it, or the one in use."""
-    token = get_token()
-    return bool(_TOKEN.search(text) or (token and token in text))
+    """Return whether a text holds an access token of the Hub: one that looks like it, or the one in use."""
+    return without_tokens(text) != text
 
 
 def without_tokens(text: str) -> str:
-    """The text with the access tokens of the Hub blotted out."""
+    """Return the text with "hf_***" for each access token of the Hub."""
     token = get_token()
-    text = _TOKEN.sub("hf_***", text)
-    return text.replace(token, "hf_***") if token else text
+    text = text.replace(token, "hf_***") if token else text
+    return _TOKEN.sub("hf_***", text)

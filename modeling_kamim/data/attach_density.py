@@ -1,7 +1,7 @@
-"""The `datasets.map` steps before training: range of deep images, keypoint densities, bad images. All are cached."""
+"""The cached `datasets.map` steps before training: the range of deep images, keypoint densities, bad images."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import cv2
@@ -24,21 +24,20 @@ from .stored_density import DensityDetector, OtherDensitiesError, check_column, 
 logger = logging.getLogger(__name__)
 NUM_HEADERS = 2000  # images that are opened to see whether any is deep
 NUM_MEASURED = 1000  # deep images whose pixels make the range
-PIXELS_OF_AN_IMAGE = 4096
-ALIKE = 0.5  # overlap of two ranges
-PLACE_COLUMN = "place"  # of a data set that was drawn from another: where each row comes from, as text
+PIXELS_OF_AN_IMAGE = 4096  # that are sampled
+ALIKE = 0.5  # least overlap of two ranges that are no surprise
+PLACE_COLUMN = "place"  # text: where each row of a data set that was drawn from another comes from
 Result = TypeVar("Result")
 
 
 def choose_pixel_range(
     dataset: datasets.Dataset, image_column: str, saved: PixelRange | None = None, num_proc: int | None = None
 ) -> PixelRange | None:
-    """The range by which images of more than 8 bits are scaled: a checkpoint's, or the data set's; the log tells it.
+    """Return the range that scales images of more than 8 bits: a checkpoint's, or else the data set's. Log it.
 
     Args:
         dataset: training rows with an `image_column` of `datasets.Image(decode=False)`.
         saved: range that a checkpoint was trained with.
-        num_proc: processes.
 
     Returns:
         The range; None where no image is deep and nothing is saved.
@@ -52,19 +51,18 @@ def choose_pixel_range(
     logger.info("Images of more than 8 bits are scaled: %s becomes 0 to 255, as the checkpoint was trained", saved)
     if saved.overlap(measured) < ALIKE:
         logger.warning(
-            "The pixels of this data set lie from %s, those that the checkpoint was trained on from %s: it sees them "
-            "darker, brighter or flatter than what it knows; convert the images to 8 bits where that is not wanted",
+            "The pixels of this data set lie from %s, those that the checkpoint was trained on from %s: to it these "
+            "images are darker, brighter or flatter; convert them to 8 bits if that is not wanted",
             *(measured, saved),
         )
     return saved
 
 
 def measure_pixel_range(dataset: datasets.Dataset, image_column: str, num_proc: int | None = None) -> PixelRange | None:
-    """Range of the pixels in images of more than 8 bits, by a sample that depends on the data alone; cached.
+    """Measure the range of the pixels in images of more than 8 bits, on a sample that depends on the data alone.
 
     Args:
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
-        num_proc: processes.
 
     Returns:
         The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images; 0 to 255 where all of them are
@@ -75,11 +73,10 @@ def measure_pixel_range(dataset: datasets.Dataset, image_column: str, num_proc: 
     deep = [row for row in rows.tolist() if is_deep_image(encoded[row][image_column])][:NUM_MEASURED]
     if not deep:
         return None
-    features = datasets.Features({"pixels": datasets.List(datasets.Value("float64")), "fits": datasets.Value("bool")})
-    found = _map_images(
-        encoded.select(sorted(deep)), _pixels_batch, image_column, {}, features, True, num_proc, "Measuring pixels"
-    )
-    if len(found) == 0:  # all of them are bad: what decodes every image says so
+    columns = {"pixels": datasets.List(datasets.Value("float64")), "fits": datasets.Value("bool")}
+    chosen, settings = encoded.select(sorted(deep)), {"decoder_version": DECODER_VERSION}
+    found = map_images(chosen, _pixels_batch, image_column, columns, settings, num_proc, "Measuring pixels")
+    if len(found) == 0:  # all of them are bad: the step that decodes every image will say so
         return None
     if all(found["fits"]):
         return EIGHT_BITS
@@ -95,9 +92,9 @@ def prepare_images(
     num_proc: int | None = None,
     pixel_range: PixelRange | None = None,
 ) -> tuple[datasets.Dataset, list[str]]:
-    """Attach keypoint densities that are asked for and not there yet; leave out bad images if they are to be skipped.
+    """Attach the keypoint densities that a run needs and the data set lacks; leave out bad images if asked to.
 
-    An image whose stored density cannot be used is a bad one.
+    An image is bad if it cannot be decoded, or its stored density cannot be used.
 
     Returns:
         The data set, and a line for each image left out.
@@ -125,14 +122,14 @@ def prepare_images(
 def _stored_densities(
     dataset: datasets.Dataset, densities: DensityDetector, image_column: str
 ) -> dict[int, BadImageError] | None:
-    """Row to error of the bad ones; None where keypoints are to be detected, which is said where it surprises."""
+    """Return the error of each row with a bad density; None, with a warning, where stored ones cannot serve the run."""
     try:
         return find_bad_densities(dataset, densities, image_column)
     except OtherDensitiesError as difference:
         if stored_columns(dataset.column_names):
             logger.warning(
-                "The stored keypoint densities do not serve this run: %s. Keypoints are detected anew on all %d "
-                "images, in a step that is cached",
+                "This run cannot use the stored keypoint densities: %s. Keypoints are detected anew on all %d images, "
+                "in a step that is cached",
                 *(difference, len(dataset)),
             )
         return None
@@ -141,13 +138,13 @@ def _stored_densities(
 def find_bad_densities(
     dataset: datasets.Dataset, densities: DensityDetector, image_column: str
 ) -> dict[int, BadImageError]:
-    """Look at the label and the length of every stored density, as `kamim prepare` may have written them.
+    """Check the label and the length of every stored density, such as `kamim prepare` writes.
 
     Returns:
-        Row to error, of those that are damaged or missing.
+        The error of each row whose density is damaged or missing.
 
     Raises:
-        OtherDensitiesError: if the data set does not hold these very densities, or other ones beside them.
+        OtherDensitiesError: if the data set holds no densities, or any of other settings.
     """
     check_column(dataset.features, densities)
     form, bad, start = densities.format, {}, 0
@@ -165,7 +162,7 @@ def find_bad_densities(
 
 
 def _density_error(dataset: datasets.Dataset, row: int, image_column: str, reason: str) -> BadImageError:
-    error = bad_density(dataset[row][image_column], "an image", ValueError(reason))
+    error = bad_density(dataset[row][image_column], "an image", reason)
     return BadImageError(f"{_place(dataset, row)}: {error}", reason)
 
 
@@ -183,14 +180,13 @@ def attach_keypoint_density(
     num_proc: int | None = None,
     pixel_range: PixelRange | None = None,
 ) -> tuple[datasets.Dataset, list[str]]:
-    """Attach the column `densities.column` with `datasets.map`; `datasets` caches it by the arguments given here.
+    """Detect keypoints on every image and attach their densities as the column `densities.column`; cached.
 
-    Temperature, cell size, weighting and norm are applied later, so they can change on one cache.
+    Temperature, cell size, weighting and norm are applied later, so one cache serves them all.
 
     Args:
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
-        num_proc: processes.
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
 
     Returns:
@@ -199,17 +195,14 @@ def attach_keypoint_density(
     Raises:
         BadImageError: for the first bad image, unless they are skipped.
     """
-    features = datasets.Features({densities.column: datasets.Value("binary"), "error": datasets.Value("string")})
-    found = _map_images(
-        dataset,
-        _density_batch,
-        image_column,
-        {"densities": densities, "pixel_range": pixel_range},
-        features,
-        skip_bad_images,
-        num_proc,
-        "Detecting keypoints",
-    )
+    columns = {densities.column: datasets.Value("binary"), "error": datasets.Value("string")}
+    settings = {
+        "skip_bad_images": skip_bad_images,
+        "decoder_version": DECODER_VERSION,
+        "densities": densities,
+        "pixel_range": pixel_range,
+    }
+    found = map_images(dataset, _density_batch, image_column, columns, settings, num_proc, "Detecting keypoints")
     if densities.column in dataset.column_names:
         dataset = dataset.remove_columns(densities.column)
     dataset = datasets.concatenate_datasets([dataset, found.remove_columns("error")], axis=1)
@@ -217,14 +210,14 @@ def attach_keypoint_density(
 
 
 def find_bad_images(dataset: datasets.Dataset, image_column: str, num_proc: int | None = None) -> list[str | None]:
-    """Decode every image once (cached by `datasets`): None for a good one, what is wrong for a bad one."""
-    features = datasets.Features({"error": datasets.Value("string")})
-    checked = _map_images(dataset, _check_batch, image_column, {}, features, True, num_proc, "Checking images")
+    """Decode every image, and return None for a good one, what is wrong for a bad one; cached."""
+    columns, settings = {"error": datasets.Value("string")}, {"decoder_version": DECODER_VERSION}
+    checked = map_images(dataset, _check_batch, image_column, columns, settings, num_proc, "Checking images")
     return list(checked["error"])
 
 
 def drop_bad_images(dataset: datasets.Dataset, errors: list[str | None]) -> tuple[datasets.Dataset, list[str]]:
-    """The rows whose error is None, and the errors of the others."""
+    """Return the rows whose error is None, and the errors of the others."""
     bad = [error for error in errors if error is not None]
     if not bad:
         return dataset, []
@@ -237,13 +230,15 @@ def process_rows(
     skip_bad_images: bool,
     work: Callable[[dict[str, Any], str], Result],
 ) -> Iterator[tuple[Result | None, str | None]]:
-    """(result, None) of every good image; of a bad one (None, what is wrong), or its BadImageError unless skipped.
+    """Yield (result, None) for every good image, and (None, what is wrong) for a bad one.
 
     Args:
-        sources, indices: images, and their rows, to name those that have no name.
+        sources: images, as `datasets.Image(decode=False)` gives them.
+        indices: their rows, to name images that have no name.
         work: from an image and its name to a result; decodes it.
 
     Raises:
+        BadImageError: for the first bad image, unless they are skipped.
         UnreadImageError: if the system fails, which is no fault of the image.
     """
     for source, index in zip(sources, indices, strict=True):
@@ -260,31 +255,34 @@ def process_rows(
             raise
 
 
-def _map_images(
+def map_images(
     dataset: datasets.Dataset,
     function: Callable,
     image_column: str,
-    settings: dict[str, Any],
-    features: datasets.Features,
-    skip_bad_images: bool,
+    columns: Mapping[str, Any],
+    settings: Mapping[str, Any],
     num_proc: int | None,
     description: str,
+    **options: Any,
 ) -> datasets.Dataset:
+    """Return the columns that a function makes of batches of images; cached by the function and its settings.
+
+    Args:
+        columns: features of the result.
+        settings: further arguments of the function.
+        options: of `datasets.Dataset.map`.
+    """
     return dataset.select_columns([image_column]).map(
         function,
         batched=True,
         batch_size=100,
         with_indices=True,
-        fn_kwargs={
-            "image_column": image_column,
-            "skip_bad_images": skip_bad_images,
-            "decoder_version": DECODER_VERSION,
-            **settings,
-        },
+        fn_kwargs={"image_column": image_column, **settings},
         remove_columns=[image_column],
-        features=features,
+        features=datasets.Features(columns),
         num_proc=num_proc,
         desc=description,
+        **options,
     )
 
 
@@ -306,14 +304,12 @@ def _density_batch(
     return {densities.column: [density for density, _ in found], "error": [error for _, error in found]}
 
 
-def _check_batch(
-    rows: dict[str, list], indices: list[int], image_column: str, skip_bad_images: bool, decoder_version: int
-) -> dict[str, list]:
-    return {"error": [error for _, error in process_rows(rows[image_column], indices, skip_bad_images, decode_image)]}
+def _check_batch(rows: dict[str, list], indices: list[int], image_column: str, decoder_version: int) -> dict[str, list]:
+    return {"error": [error for _, error in process_rows(rows[image_column], indices, True, decode_image)]}
 
 
 def _pixels_batch(
-    rows: dict[str, list], indices: list[int], image_column: str, skip_bad_images: bool, decoder_version: int
+    rows: dict[str, list], indices: list[int], image_column: str, decoder_version: int
 ) -> dict[str, list]:
     def sample(source: dict[str, Any], name: str) -> tuple[list[float], bool] | None:
         pixels = read_deep_pixels(source, name)
@@ -321,6 +317,6 @@ def _pixels_batch(
             return None
         return sample_pixels(pixels, PIXELS_OF_AN_IMAGE).tolist(), fits_in_8_bits(pixels)
 
-    found = process_rows(rows[image_column], indices, skip_bad_images, sample)
+    found = process_rows(rows[image_column], indices, True, sample)
     sampled = [result for result, _ in found if result is not None]
     return {"pixels": [pixels for pixels, _ in sampled], "fits": [fits for _, fits in sampled]}

@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..errors import InputError
+from ..limits import check_choice
 from ..models.pixel_range import PixelRange
 from .decoding import decode_image
 from .samples import channels_first
@@ -22,7 +22,7 @@ AUGMENTATIONS = ("none", "paper", "strong", "crop_flip")
 
 
 class _NoiseErasing(v2.RandomErasing):
-    """`RandomErasing` that leaves noise of ImageNet's mean and std, cut off at 0 and 255; timm's mode "pixel"."""
+    """`RandomErasing` that fills with noise of ImageNet's mean and std, clipped to 0 to 255; timm's mode "pixel"."""
 
     def __init__(self, p: float):
         super().__init__(p, value="random")
@@ -30,9 +30,7 @@ class _NoiseErasing(v2.RandomErasing):
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         params = super().make_params(flat_inputs)
         if params["v"] is not None:
-            mean, std = (
-                torch.tensor(values)[:, None, None] for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-            )
+            mean, std = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])[..., None, None]
             params["v"] = (255 * (mean + std * params["v"])).clamp(0, 255)
         return params
 
@@ -48,21 +46,19 @@ _DISTORTIONS = {
     ),
     "strong": v2.Compose([v2.RandAugment(num_ops=2, magnitude=9), v2.PILToTensor(), _NoiseErasing(p=0.25)]),
 }
-_MIXUP_ALPHA = {"paper": 1.0, "strong": 0.8}
 
 
 @dataclass(frozen=True)
 class ClassificationTransform:
-    """From a row of a data set to a sample of one of four augmentations.
+    """Callable from a row of a data set and a random generator to a sample with one of four augmentations.
 
-    - "none": resize of the whole image to a square.
-    - "paper": the same resize, then TrivialAugmentWide and RandomErasing.
-    - "strong": after SimMIM's fine-tuning (arXiv:2111.09886, the authors' `config.py`): random crop of 8% to 100% and
-      horizontal flip, RandAugment, RandomErasing with noise. Their RandAugment, timm's rand-m9-mstd0.5-inc1, has no
-      twin in torchvision: there each of two operations happens by half a chance, at level 9 (with noise) of 10; with
-      `RandAugment(num_ops=2, magnitude=9)` here both happen, at level 9 of 30.
-    - "crop_flip": that crop and flip alone, as in MAE's linear probe (arXiv:2111.06377, the authors'
-      `main_linprobe.py`).
+    - "none": the whole image, resized to a square.
+    - "paper": the same, then TrivialAugmentWide and RandomErasing.
+    - "strong": as SimMIM's fine-tuning (arXiv:2111.09886, the authors' `config.py`): random crop of 8% to 100%,
+      horizontal flip, RandAugment, RandomErasing with noise. torchvision lacks their RandAugment, timm's
+      rand-m9-mstd0.5-inc1: each of its two operations has a chance of one half, at level 9 (with noise) of 10. Here
+      `RandAugment(num_ops=2, magnitude=9)` always applies both, at level 9 of 30.
+    - "crop_flip": that crop and flip alone, as MAE's linear probe (arXiv:2111.06377, the authors' `main_linprobe.py`).
 
     Every resize is bilinear without antialias, as in the paper's released code (SimMIM and MAE crop bicubically).
 
@@ -71,6 +67,9 @@ class ClassificationTransform:
         image_size: side of the result in pixels.
         augmentation: one of the four; validation takes "none".
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+
+    Raises:
+        InputError: for an unknown augmentation.
     """
 
     image_column: str
@@ -80,14 +79,14 @@ class ClassificationTransform:
     pixel_range: PixelRange | None = None
 
     def __post_init__(self):
-        _check_augmentation(self.augmentation)
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
 
     def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, Any]:
         """Draw one sample.
 
         Returns:
             pixel_values `(3, image_size, image_size)` uint8, labels int; for "paper" and "strong" also mixing_seed int,
-            which asks `MixingCollator` to mix the batch.
+            by which `MixingCollator` mixes the batch.
         """
         image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
         height, width = image.shape[:2]
@@ -104,22 +103,23 @@ class ClassificationTransform:
 
 
 class MixingCollator:
-    """Batch of samples; those of "paper" and "strong" pass CutMix or MixUp with equal chance.
+    """Callable from samples to a batch; samples of "paper" and "strong" pass CutMix or MixUp with equal chance.
 
-    Its randomness comes from the first sample's seed, so it does not depend on workers, processes or resumption.
+    The first sample's seed decides, so a batch does not depend on workers, processes or resuming.
 
     Args:
         num_labels: number of classes.
-        augmentation: of the samples; "strong" mixes up by Beta(0.8, 0.8) as SimMIM does, "paper" by Beta(1, 1).
+        augmentation: of the samples; MixUp draws from Beta(0.8, 0.8) for "strong", as SimMIM, and from Beta(1, 1) for
+            "paper".
     """
 
     def __init__(self, num_labels: int, augmentation: str = "paper"):
-        _check_augmentation(augmentation)
-        alpha = _MIXUP_ALPHA.get(augmentation, 1.0)
+        check_choice("augmentation", augmentation, AUGMENTATIONS)
+        alpha = 0.8 if augmentation == "strong" else 1.0
         self.mix = v2.RandomChoice([v2.CutMix(num_classes=num_labels), v2.MixUp(alpha=alpha, num_classes=num_labels)])
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate.
+        """Return the batch of some samples.
 
         Returns:
             pixel_values `(batch_size, 3, height, width)`, in 0 to 255, uint8 or mixed float32; labels
@@ -133,14 +133,9 @@ class MixingCollator:
         return {**batch, "pixel_values": pixel_values, "labels": labels}
 
 
-def _check_augmentation(augmentation: str) -> None:
-    if augmentation not in AUGMENTATIONS:
-        raise InputError(f"augmentation is {augmentation!r}; allowed: {', '.join(AUGMENTATIONS)}")
-
-
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Run torchvision's transforms, which know only the global CPU generator, from a seed; put the generator back."""
+    """Seed the global CPU generator, which torchvision's transforms use; restore it in the end."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield

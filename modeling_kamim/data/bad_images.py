@@ -10,14 +10,14 @@ BAD_IMAGES_FILE = "bad_images.txt"
 
 
 def list_bad_images(lines: Sequence[str], output_dir: Path, should_save: bool = True) -> None:
-    """Write `output_dir/bad_images.txt`, a line for each image, in place of an earlier list, and say so."""
+    """Write `output_dir/bad_images.txt`, a line for each image, in place of an earlier list, and log it."""
     if lines and should_save:
         (output_dir / BAD_IMAGES_FILE).unlink(missing_ok=True)
         add_bad_images(lines, output_dir)
 
 
 def add_bad_images(lines: Sequence[str], output_dir: Path, should_save: bool = True) -> None:
-    """Add to `output_dir/bad_images.txt` the lines that are not there yet, and say so."""
+    """Add to `output_dir/bad_images.txt` the lines that it lacks, and log it."""
     if not (lines and should_save):
         return
     file = output_dir / BAD_IMAGES_FILE

@@ -1,4 +1,4 @@
-"""Check a data set before training: images that cannot be decoded, unusual images, duplicates, sizes."""
+"""Check a data set before training: bad images, unusual images, copies, sizes."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 from ..errors import printable
 from ..models.pixel_range import PixelRange, is_deep
 from ..objective.keypoints import KeypointDetector
-from .attach_density import measure_pixel_range
+from .attach_density import map_images, measure_pixel_range
 from .decoding import BadImageError, bad_density, decode_image, open_image, read_image
 from .keypoint_share import TOLERATED, describe_share
 from .stored_density import DensityDetector, density_label, stored_columns
@@ -32,79 +32,55 @@ class CheckArguments:
     output: str | None = field(default=None, metadata={"help": "Text file to write, with a line for each bad image."})
 
 
-TINY = 32  # pixels of the short side
-STRIP = 8  # long side to short side
-LISTED = 5  # names of a group in the report
+TINY = 32  # pixels: an image with a shorter side is tiny
+STRIP = 8  # an image with a greater ratio of its sides is a strip
+LISTED = 5  # names of each group in the report
 _ORIENTATION = 0x0112
 _PNG_START = b"\x89PNG"
 _DEEP = "more than 8 bits"
 _DEFAULT_DENSITIES = DensityDetector(KeypointDetector(), image_size=192)
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 _COLUMNS = {
-    "name": "string",
-    "error": "string",
-    "reason": "string",
-    "height": "int64",
-    "width": "int64",
-    "num_bytes": "int64",
-    "traits": "string",
-    "digest": "binary",
-    "has_keypoints": "bool",
+    **dict.fromkeys(("name", "error", "reason", "traits"), datasets.Value("string")),
+    **dict.fromkeys(("height", "width", "num_bytes"), datasets.Value("int64")),
+    "digest": datasets.Value("binary"),
+    "has_keypoints": datasets.Value("bool"),
 }
 
 
 @dataclass
 class DatasetCheck:
-    """What a check found.
+    """What a check found. A line names an image, and says what is wrong with it."""
 
-    Args:
-        num_images: of each split.
-        bad: reason to lines, each with the name of an image that cannot be decoded and what is wrong with it.
-        unusual: trait to names of images that train, but are worth knowing.
-        densities: "column of label" to the number of stored keypoint densities.
-        bad_densities: column to lines, each with the name of an image whose stored density is damaged or missing.
-        copies: names of images with the same bytes as an earlier one, and that one.
-        shared: the same, where the earlier one is in another split.
-        pixel_range: by which training scales images of more than 8 bits; None where there are none.
-        num_without_keypoints: images in which FAST finds nothing at the default size.
-        short_sides: in pixels, of the images that can be decoded.
-        long_sides: in pixels.
-        num_bytes: of the files.
-        not_read: suffix to number of files in the folder that are not taken for images.
-        seconds: that the check took.
-        outside: lines on what names files outside of the data set's folder; the images are then not checked.
-        links: lines on links that lead out of it.
-    """
-
-    num_images: dict[str, int] = field(default_factory=dict)
-    bad: dict[str, list[str]] = field(default_factory=dict)
-    unusual: dict[str, list[str]] = field(default_factory=dict)
-    densities: Counter[str] = field(default_factory=Counter)
-    bad_densities: dict[str, list[str]] = field(default_factory=dict)
-    copies: list[str] = field(default_factory=list)
-    shared: list[str] = field(default_factory=list)
-    pixel_range: PixelRange | None = None
-    num_without_keypoints: int = 0
-    short_sides: list[int] = field(default_factory=list)
+    num_images: dict[str, int] = field(default_factory=dict)  # split: number
+    bad: dict[str, list[str]] = field(default_factory=dict)  # reason: lines on images that cannot be decoded
+    unusual: dict[str, list[str]] = field(default_factory=dict)  # trait: names of images that can be used
+    densities: Counter[str] = field(default_factory=Counter)  # "column of label": number of stored densities
+    bad_densities: dict[str, list[str]] = field(default_factory=dict)  # column: lines on damaged or missing ones
+    copies: list[str] = field(default_factory=list)  # names of images with the bytes of an earlier one, and that one
+    shared: list[str] = field(default_factory=list)  # the same, where the earlier one is in another split
+    pixel_range: PixelRange | None = None  # that scales images of more than 8 bits; None where there are none
+    num_without_keypoints: int = 0  # images in which FAST finds nothing at 192 px
+    short_sides: list[int] = field(default_factory=list)  # in pixels, of the images that can be decoded
     long_sides: list[int] = field(default_factory=list)
     num_bytes: list[int] = field(default_factory=list)
-    not_read: Counter[str] = field(default_factory=Counter)
+    not_read: Counter[str] = field(default_factory=Counter)  # suffix: files that `datasets` does not take for images
     seconds: float = 0.0
-    outside: list[str] = field(default_factory=list)
-    links: list[str] = field(default_factory=list)
+    outside: list[str] = field(default_factory=list)  # lines on files outside of the folder; no image is then checked
+    links: list[str] = field(default_factory=list)  # lines on links that lead out of the folder
 
     @property
     def num_bad(self) -> int:
-        """Images that cannot be decoded, and stored densities that cannot be used."""
+        """Number of images that cannot be decoded, and of stored densities that cannot be used."""
         return sum(map(len, [*self.bad.values(), *self.bad_densities.values()]))
 
     def bad_images(self) -> str:
-        """A line for each bad image and density, or for each file outside of the folder."""
+        """Return a line for each bad image and density, or for each file outside of the folder."""
         groups = [*self.bad.values(), *self.bad_densities.values(), self.outside]
         return "".join(f"{line}\n" for lines in groups for line in lines)
 
     def report(self) -> str:
-        """What was found, to be read."""
+        """Return what was found, as a text of several lines."""
         if self.outside:
             lines = _groups({"would be read outside of the data set's folder": self.outside})
             return "\n".join([*lines, "No image was read. If you trust these entries, pass --trust_data_files true."])
@@ -117,14 +93,14 @@ class DatasetCheck:
         else:
             lines.append("All can be decoded.")
         if self.unusual:
-            lines += ["Unusual, but they train:", *_groups(self.unusual)]
+            lines += ["Unusual, but they can be used:", *_groups(self.unusual)]
         lines += self._pixels()
-        lines += _groups({"are read through links out of the folder": self.links} if self.links else {})
+        lines += _groups({"are read through links out of the folder": self.links})
         if self.densities or self.bad_densities:
             lines += ["Stored keypoint densities:", *(f"{count:8,}  {name}" for name, count in self.densities.items())]
             lines += _groups({f"{column}: damaged or missing": names for column, names in self.bad_densities.items()})
-        lines += _groups({"have the same bytes as an image of another split": self.shared} if self.shared else {})
-        lines += _groups({"have the same bytes as an earlier image": self.copies} if self.copies else {})
+        lines += _groups({"have the same bytes as an image of another split": self.shared})
+        lines += _groups({"have the same bytes as an earlier image": self.copies})
         if self.short_sides:
             lines.append(f"Short side: {_range(self.short_sides)} px. Long side: {_range(self.long_sides)} px.")
             kilobytes = [size / 1000 for size in self.num_bytes]
@@ -146,11 +122,10 @@ class DatasetCheck:
 
 
 def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int | None = None) -> DatasetCheck:
-    """Decode every image as training does, now: nothing is taken from an earlier check.
+    """Decode every image as training does; use nothing from an earlier check.
 
     Args:
         images: splits, with the image column as `datasets.Image(decode=False)`.
-        num_proc: processes.
     """
     check = DatasetCheck()
     start = time.perf_counter()
@@ -159,34 +134,14 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     check.pixel_range = measure_pixel_range(train, image_column, num_proc)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
-        for row in _inspect(rows, image_column, check.pixel_range, num_proc, f"Checking {split}"):
+        settings, once = {"pixel_range": check.pixel_range}, {"load_from_cache_file": False, "keep_in_memory": True}
+        what = f"Checking {split}"
+        for row in map_images(rows, _inspect_batch, image_column, _COLUMNS, settings, num_proc, what, **once):
             _add(check, row, split, seen)
         for column in stored_columns(rows.column_names):
             _add_densities(check, rows.select_columns([image_column, column]), image_column, column)
     check.seconds = time.perf_counter() - start
     return check
-
-
-def _inspect(
-    rows: datasets.Dataset,
-    image_column: str,
-    pixel_range: PixelRange | None,
-    num_proc: int | None,
-    description: str,
-) -> datasets.Dataset:
-    return rows.select_columns([image_column]).map(
-        _inspect_batch,
-        batched=True,
-        batch_size=100,
-        with_indices=True,
-        fn_kwargs={"image_column": image_column, "pixel_range": pixel_range},
-        remove_columns=[image_column],
-        features=datasets.Features({name: datasets.Value(kind) for name, kind in _COLUMNS.items()}),
-        load_from_cache_file=False,
-        keep_in_memory=True,
-        num_proc=num_proc,
-        desc=description,
-    )
 
 
 def _inspect_batch(
@@ -199,7 +154,7 @@ def _inspect_batch(
 
 
 def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None) -> dict[str, Any]:
-    """Facts of one image, as `_COLUMNS` lists them; `error` and `reason` are None where it is good.
+    """Return the facts of one image, as `_COLUMNS` lists them; `error` and `reason` are None where it is good.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`.
@@ -214,20 +169,20 @@ def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRan
     except BadImageError as error:
         return facts | {"error": error.finding, "reason": error.reason}
     height, width = image.shape[:2]
-    traits = [*image_traits(data), *shape_traits(height, width)]
     digest = hashlib.blake2b(data, digest_size=16).digest()
     return facts | {
         "height": height,
         "width": width,
         "num_bytes": len(data),
-        "traits": ",".join(traits),
+        "traits": ",".join(_traits(data, height, width)),
         "digest": digest,
         "has_keypoints": bool(_DEFAULT_DENSITIES.density(image).any()),
     }
 
 
-def image_traits(data: bytes) -> list[str]:
-    """What is unusual in how the file of an image stores it."""
+def _traits(data: bytes, height: int, width: int) -> list[str]:
+    """Return what is unusual in an image: in its file, and in its shape."""
+    short, long = sorted((height, width))
     with open_image(data) as image:
         traits = {
             "gray": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
@@ -238,7 +193,11 @@ def image_traits(data: bytes) -> list[str]:
             "animated (its first frame is used)": image.format != "MPO" and _is_animated(image),
             "turned by EXIF": image.getexif().get(_ORIENTATION, 1) in range(2, 9),
         }
-    traits["wrong checksums though it decodes"] = data.startswith(_PNG_START) and not _has_right_checksums(data)
+    traits |= {
+        "wrong checksums though it decodes": data.startswith(_PNG_START) and not _has_right_checksums(data),
+        f"tiny (a side below {TINY} px)": short < TINY,
+        f"strip (one side over {STRIP} times the other)": long > STRIP * short,
+    }
     return [trait for trait, holds in traits.items() if holds]
 
 
@@ -253,18 +212,8 @@ def _has_right_checksums(png: bytes) -> bool:
 def _is_animated(image: Image.Image) -> bool:
     try:
         return bool(getattr(image, "is_animated", False))
-    except Exception:  # a later frame is broken, and is not used
+    except Exception:  # a later frame is broken; only the first is used
         return True
-
-
-def shape_traits(height: int, width: int) -> list[str]:
-    """What is unusual in the shape of an image."""
-    short, long = sorted((height, width))
-    traits = {
-        f"tiny (a side below {TINY} px)": short < TINY,
-        f"strip (one side over {STRIP} times the other)": long > STRIP * short,
-    }
-    return [trait for trait, holds in traits.items() if holds]
 
 
 def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes, tuple[str, str]]) -> None:
@@ -290,13 +239,13 @@ def _add_densities(check: DatasetCheck, rows: datasets.Dataset, image_column: st
         if label := density_label(row[column]):
             check.densities[f"{column} of {label}"] += 1
         else:
-            error = bad_density(row[image_column], f"the image in row {number}", ValueError("damaged or missing"))
+            error = bad_density(row[image_column], f"the image in row {number}", "damaged or missing")
             check.bad_densities.setdefault(column, []).append(error.finding)
 
 
 def _groups(groups: dict[str, list[str]]) -> list[str]:
-    lines = []
-    for title, names in sorted(groups.items(), key=lambda group: -len(group[1])):
+    lines, found = [], [(title, names) for title, names in groups.items() if names]
+    for title, names in sorted(found, key=lambda group: -len(group[1])):
         lines.append(f"{len(names):8,}  {title}")
         lines += [f"{'':12}{name}" for name in names[:LISTED]]
         if len(names) > LISTED:
@@ -309,7 +258,7 @@ def _range(values: list[Any]) -> str:
 
 
 def files_not_read(folder: Path, images: datasets.DatasetDict, image_column: str) -> Counter[str]:
-    """Suffixes of the files in a folder of images that `datasets` does not take for images; archives count as read."""
+    """Count, by suffix, the files in a folder that `datasets` does not take for images; archives count as read."""
     paths = {source["path"] for rows in images.values() for source in rows[image_column] if source}
     read = {os.path.realpath(path) for path in paths if path}
     files = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)

@@ -1,4 +1,4 @@
-"""Decode an image of any format to RGB pixels."""
+"""Decode images of any format to RGB pixels, and encode pixels as PNG."""
 
 import errno
 import io
@@ -18,20 +18,20 @@ from PIL import Image, ImageOps
 from ..errors import InputError, first_line, is_out_of_memory, printable
 from ..models.pixel_range import PixelRange, deep_pixels, is_deep
 
-# Part of every cache key of decoded images: raise it whenever a change here alters pixels or what counts as bad.
+# Part of every cache key of decoded images. Raise it with every change that alters pixels or what counts as bad.
 DECODER_VERSION = 3
-MAX_FILE_SIZE = 2**31  # bytes; more than any image that Pillow agrees to decode
+MAX_FILE_SIZE = 2**31  # bytes; Pillow refuses to decode images that need more
 UNNAMED = "an image without a name"
 _ADVICE = "; pass --bad_images skip to leave such images out"
 _LONGEST_REASON = 200  # characters
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_SCAN = 0xDA
-_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # where Pillow looks for an orientation
+_ORIENTATION_MARKS = (b"Exif\0\0", b"tiff:Orientation")  # Pillow looks for an orientation there
 _SYSTEM_FAULTS = {
     getattr(errno, name, None)
     for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENETDOWN")
 }
-# Formats that Pillow reads by itself: for EPS, as an example, it would start Ghostscript, which runs the file.
+# Formats that Pillow reads by itself. For EPS, as an example, it would start Ghostscript, which runs the file.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO"),
     *("PCX", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
@@ -57,27 +57,27 @@ class BadImageError(InputError):
 
 
 class UnreadImageError(InputError):
-    """An image that cannot be read for a reason outside of it: no memory, too many open files, a failing disk."""
+    """An image that the system could not read: no memory, too many open files, a failing disk."""
 
 
 def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: PixelRange | None = None) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
-    Gray, palette, CMYK and deeper images become 8-bit RGB, transparency is dropped and of an animation the first frame
-    is taken.
+    Gray, palette, CMYK and deeper images become 8-bit RGB. Transparency is dropped. The first frame of an animation is
+    taken.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`, as `datasets.Image(decode=False)` gives it.
         name: what to call the image in an error where it has no path.
-        pixel_range: what becomes 0 to 255 in images of more than 8 bits (integers of 16 or 32 bits, floats); None for
-            the range of the image alone.
+        pixel_range: that becomes 0 to 255 in images of more than 8 bits (integers of 16 or 32 bits, floats); None for
+            the range of this image alone.
 
     Returns:
         `(height, width, 3)`, uint8.
 
     Raises:
         BadImageError: if it cannot be read in full, or has pixels that are not finite.
-        UnreadImageError: if the system fails, for a reason that is not in the image: its memory, its files.
+        UnreadImageError: if the system fails, which is no fault of the image.
     """
     data = read_image(source, name)
     with _errors_of(source, name):
@@ -86,7 +86,7 @@ def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: Pix
 
 
 def read_deep_pixels(source: dict[str, Any] | None, name: str = "") -> np.ndarray | None:
-    """The pixels of an image of more than 8 bits as they are stored, upright; None for any other image.
+    """Return the pixels of an image of more than 8 bits as they are stored, upright; None for any other image.
 
     Raises:
         BadImageError, UnreadImageError: as `decode_image`.
@@ -97,16 +97,16 @@ def read_deep_pixels(source: dict[str, Any] | None, name: str = "") -> np.ndarra
 
 
 def is_deep_image(source: dict[str, Any] | None) -> bool:
-    """Whether an image has more than 8 bits in a channel, by its header alone; False where it cannot be opened."""
+    """Return whether an image has more than 8 bits in a channel by its header; False if it cannot be opened."""
     try:
         with open_image(_opened(source or {})) as image:
             return is_deep(image)
-    except Exception:  # whoever decodes it tells
+    except Exception:  # the error comes when the image is decoded
         return False
 
 
 def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
-    """The encoded bytes of an image.
+    """Return the encoded bytes of an image.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`.
@@ -114,7 +114,7 @@ def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
 
     Raises:
         BadImageError: if there are none.
-        UnreadImageError: if the system fails to read the file, for a reason that is not in the image.
+        UnreadImageError: if the system fails, which is no fault of the image.
     """
     with _errors_of(source, name):
         data = _opened(source or {})
@@ -126,7 +126,7 @@ def read_image(source: dict[str, Any] | None, name: str = "") -> bytes:
 
 
 def _opened(source: dict[str, Any]) -> bytes | Path:
-    """The bytes of an image where they are there, or else its file, if it may be read."""
+    """Return the bytes of an image if given, or else the path of its file, if that may be read."""
     data, path = source.get("bytes"), source.get("path")
     if data is not None:
         return data
@@ -142,7 +142,7 @@ def _opened(source: dict[str, Any]) -> bytes | Path:
 
 @contextmanager
 def _errors_of(source: dict[str, Any] | None, name: str) -> Iterator[None]:
-    """Tell what the image is to blame for from what the system is."""
+    """Raise UnreadImageError for faults of the system, and BadImageError for those of the image."""
     try:
         yield
     except Exception as error:  # decoders raise nearly anything on broken files
@@ -151,40 +151,32 @@ def _errors_of(source: dict[str, Any] | None, name: str) -> Iterator[None]:
 
 
 def system_fault(error: Exception, source: dict[str, Any] | None, name: str = "") -> UnreadImageError | None:
-    """What to raise where the system, not the image at hand, is at fault; None for any other error."""
+    """Return what to raise if the system, not the image, is at fault; None for any other error."""
     label = _label(source, name)
     if is_out_of_memory(error):
-        return UnreadImageError(
-            f"memory gave out at {label} ({first_line(error)[:_LONGEST_REASON]}). The image may be good, so it is not "
-            "left out; free memory, or use fewer processes (--num_proc, --dataloader_num_workers), and try again"
-        )
-    if isinstance(error, RecursionError):
-        return UnreadImageError(
-            f"the stack of calls gave out at {label}. The image may be good, so it is not left out; call from fewer "
-            "nested functions"
-        )
-    if isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
-        return UnreadImageError(
-            f"cannot read {label}: {error.strerror}. The image may be good, so it is not left out; {_advice(error)}"
-        )
-    return None
-
-
-def _advice(error: OSError) -> str:
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        return "raise the limit of open files (`ulimit -n`), or use fewer processes"
-    return "try again when the disk or the network is well"
+        fault = f"memory ran out at {label} ({first_line(error)[:_LONGEST_REASON]})"
+        advice = "free memory, or use fewer processes (--num_proc, --dataloader_num_workers), and try again"
+    elif isinstance(error, RecursionError):
+        fault = f"the call stack is full at {label}"
+        advice = "call from fewer nested functions"
+    elif isinstance(error, OSError) and error.errno in _SYSTEM_FAULTS:
+        fault = f"cannot read {label}: {error.strerror}"
+        advice = "try again when the disk or the network works"
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            advice = "raise the limit of open files (`ulimit -n`), or use fewer processes"
+    else:
+        return None
+    return UnreadImageError(f"{fault}. The image may be good, so it is not left out; {advice}")
 
 
 def _bad_image(source: dict[str, Any] | None, name: str, error: Exception) -> BadImageError:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0]
-    reason = printable(reason)[:_LONGEST_REASON]
+    reason = printable(f"{type(error).__name__}: {error}".splitlines()[0].split(" <_io")[0])[:_LONGEST_REASON]
     return BadImageError(f"cannot decode {_label(source, name)} ({reason}){_ADVICE}", reason)
 
 
-def bad_density(source: dict[str, Any] | None, name: str, error: ValueError) -> BadImageError:
-    """The error of an image whose stored keypoint density cannot be used."""
-    reason = printable(str(error))
+def bad_density(source: dict[str, Any] | None, name: str, reason: str) -> BadImageError:
+    """Return the error of an image whose stored keypoint density cannot be used."""
+    reason = printable(reason)
     return BadImageError(f"cannot use the keypoint density of {_label(source, name)} ({reason}){_ADVICE}", reason)
 
 
@@ -193,7 +185,7 @@ def _label(source: dict[str, Any] | None, name: str) -> str:
 
 
 def open_image(data: bytes | Path) -> Image.Image:
-    """Open encoded bytes or a file with Pillow, without decoding, if they are of a format that it reads by itself."""
+    """Open encoded bytes or a file with Pillow, without decoding; only formats that Pillow reads by itself."""
     return Image.open(data if isinstance(data, Path) else io.BytesIO(data), formats=_formats())
 
 
@@ -204,7 +196,7 @@ def _formats() -> list[str]:
 
 
 def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
-    """The pixels that Pillow would give, sooner; None for what is not a plain, undamaged, upright JPEG."""
+    """Return the pixels that Pillow would give, faster; None unless it is a plain, undamaged, upright JPEG."""
     if not data.startswith(_JPEG_START):
         return None
     try:
@@ -219,7 +211,7 @@ def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
 
 
 def _jpeg_header(data: bytes) -> bytes:
-    """The segments before the first scan."""
+    """Return the segments before the first scan."""
     position = 2
     while position + 4 <= len(data) and data[position] == 0xFF and data[position + 1] != _JPEG_SCAN:
         position += 2 + int.from_bytes(data[position + 2 : position + 4])
@@ -233,3 +225,10 @@ def _decode_with_pillow(data: bytes, pixel_range: PixelRange | None) -> np.ndarr
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     pixels = (pixel_range or PixelRange.of(deep)).to_8_bits(deep)
     return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Return the PNG of an image `(height, width, 3)`, uint8."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")  # OpenCV writes at most a million pixels a side
+    return file.getvalue()

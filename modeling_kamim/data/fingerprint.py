@@ -1,4 +1,4 @@
-"""Fingerprint of the content of a data set, to compare the data of a resumed run."""
+"""Fingerprint of the content of a data set: a resumed run compares its data by it."""
 
 import hashlib
 from random import Random
@@ -11,18 +11,19 @@ from .loading import FINGERPRINT_ROWS
 
 
 def sampled(total: int, count: int) -> list[int]:
-    """At most `count` of the numbers below `total`, drawn by these two alone, in order."""
+    """Draw at most `count` of the numbers below `total`, in order; the draw depends on these two alone."""
     return sorted(Random(0).sample(range(total), min(count, total)))
 
 
 def content_fingerprint(rows: datasets.Dataset) -> str:
-    """What tells a data set from others, wherever it lies: its length and columns, and the content of 64 of its rows.
+    """Return a fingerprint of a data set, wherever it lies: of its length, its columns and the content of 64 rows.
 
     Args:
         rows: with images as `datasets.Image(decode=False)`.
 
     Returns:
-        Words, which `resume.check_settings` compares: one for each of the rows, "bad" where an image cannot be decoded.
+        Words that `resume.check_settings` compares: one for length and columns, one for each of the rows ("bad" where
+        an image cannot be decoded).
     """
     contents = [_content(row) for row in rows.__getitems__(sampled(len(rows), FINGERPRINT_ROWS))]
     return " ".join([_digest(f"{len(rows)} {sorted(rows.column_names)}".encode()), *contents])

@@ -1,12 +1,10 @@
 """Images in which no keypoint is found: their share of a data set, and a warning where it is large.
 
-All weights of such an image are 1. A data set of them trains as SimMIM does, whatever the settings say.
+All weights of such an image are 1. On a data set of them, KAMIM trains as SimMIM does.
 """
 
 import logging
 from collections.abc import Iterable
-
-import datasets
 
 from .decoding import BadImageError
 from .fingerprint import sampled
@@ -15,14 +13,14 @@ from .stored_density import DensityFormat
 
 logger = logging.getLogger(__name__)
 TOLERATED = 0.05  # share of the images
-NUM_STORED, NUM_DETECTED = 2000, 256  # images that are looked at
+NUM_STORED, NUM_DETECTED = 2000, 256  # images of the sample, with stored and with detected densities
 
 
 def warn_without_keypoints(has_keypoints: Iterable[bool], of_what: str) -> None:
     """Log a warning if too many images have no keypoints.
 
     Args:
-        has_keypoints: of each image that was looked at.
+        has_keypoints: whether each image of a sample has any.
         of_what: for example "training images".
     """
     found = list(has_keypoints)
@@ -31,32 +29,31 @@ def warn_without_keypoints(has_keypoints: Iterable[bool], of_what: str) -> None:
 
 
 def describe_share(number: int, total: int, of_what: str) -> str:
-    """How many of the images that were looked at have no keypoints, what follows and what to do, in a line."""
+    """Return one line: how many images of a sample have no keypoints, what follows, and what to do."""
     return (
         f"{number / total:.0%} of {total:,} {of_what} have no keypoints: all of their weights are 1, as in SimMIM. "
-        "Look at these images, at the detector (--keypoint_detector; FAST finds more with --keypoint_detector_args "
-        "'{\"threshold\": 5}') and, for images of more than 8 bits, at the range that they are scaled by"
+        "Check these images, the detector (--keypoint_detector; FAST finds more with --keypoint_detector_args "
+        "'{\"threshold\": 5}') and, for images of more than 8 bits, the range that scales them"
     )
 
 
 def check_samples(samples: SampleDataset) -> None:
-    """Warn if too many of a run's training images have no keypoints, by a sample of them.
+    """Warn if too many of a sample of a run's training images have no keypoints.
 
     Args:
-        samples: whose transform is a `MaskedImageTransform` with a detector or stored densities.
+        samples: their transform is a `MaskedImageTransform` with a detector or stored densities.
     """
     densities = samples.transform.densities  # type: ignore[attr-defined]
-    found = _stored(samples.rows, densities.format) if densities else _detected(samples)
+    if densities:
+        chosen = samples.rows.select(sampled(len(samples), NUM_STORED))[densities.column]
+        found = [has_keypoints(stored, densities.format) for stored in chosen]
+    else:
+        found = _detected(samples)
     warn_without_keypoints(found, "training images that were looked at")
 
 
-def _stored(rows: datasets.Dataset, form: DensityFormat) -> list[bool]:
-    chosen = rows.select(sampled(len(rows), NUM_STORED))[form.column]
-    return [has_keypoints(stored, form) for stored in chosen]
-
-
 def has_keypoints(stored: bytes, form: DensityFormat) -> bool:
-    """Whether a stored density has any; True for what is no such density, which whoever reads it tells."""
+    """Return whether a stored density has keypoints; True for a damaged one, an error elsewhere."""
     try:
         return bool(form.decode(stored).any())
     except ValueError:
@@ -68,6 +65,6 @@ def _detected(samples: SampleDataset) -> list[bool]:
     for index in sampled(len(samples), NUM_DETECTED):
         try:
             found.append(bool(samples[index]["keypoint_density"].any()))
-        except BadImageError:  # stops the training, or was left out before it
+        except BadImageError:  # it stops the training, or was left out before
             continue
     return found

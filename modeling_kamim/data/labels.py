@@ -1,4 +1,4 @@
-"""Check that a label column holds classes, and which folders they come from."""
+"""Check that a label column holds classes, and which folders these come from."""
 
 import logging
 import os
@@ -19,14 +19,14 @@ _LISTED = 3  # names in a message
 
 
 def describe(feature: Any) -> str:
-    """The type of a column in a word."""
+    """Return the type of a column in one word."""
     return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
 
 
 def check_labels(dataset: datasets.Dataset, label_column: str) -> None:
     """Raise InputError unless every image has one class: a string, a whole number, or a code of a `ClassLabel`."""
     feature = dataset.features[label_column]
-    labels = _column(dataset, label_column)
+    labels = dataset.select_columns([label_column]).with_format("arrow")[:][label_column]
     if not isinstance(feature, datasets.ClassLabel) and not _CLASS_TYPES.fullmatch(describe(feature)):
         found = printable(repr(next(iter(labels.drop_null().slice(0, 1).to_pylist()), None)))[:_MOST_SHOWN]
         hint = " (whole numbers become floats where some are missing)" if "float" in describe(feature) else ""
@@ -57,15 +57,11 @@ def _check_codes(labels: pa.ChunkedArray, feature: datasets.ClassLabel, label_co
         )
 
 
-def _column(dataset: datasets.Dataset, column: str) -> pa.ChunkedArray:
-    return dataset.select_columns([column]).with_format("arrow")[:][column]
-
-
 def check_class_folders(dataset: datasets.Dataset, image_column: str, label_column: str) -> None:
-    """Say which folders are the classes where folders lie in folders; `datasets` takes the innermost.
+    """Log which folders are the classes if folders lie in folders: `datasets` takes the innermost.
 
     Raises:
-        InputError: if these are numbers, such as years, in folders with names.
+        InputError: if the innermost are numbers, such as years, and the outer ones are not.
     """
     feature = dataset.features[label_column]
     folders = image_folders([dataset], image_column)
@@ -88,7 +84,7 @@ def check_class_folders(dataset: datasets.Dataset, image_column: str, label_colu
 
 
 def uneven_folders(splits: Iterable[datasets.Dataset], image_column: str) -> str:
-    """Why a folder of images has no labels, if it is that `datasets` wants all images equally deep; else nothing."""
+    """Return why folders of unequal depths give no labels, for the end of a message; "" if the depths are equal."""
     folders = image_folders(splits, image_column)
     depths = {folder.count(os.sep): folder for folder in folders}
     if len(depths) < 2 or len(set(map(os.path.basename, folders))) < 2:
@@ -102,7 +98,7 @@ def uneven_folders(splits: Iterable[datasets.Dataset], image_column: str) -> str
 
 
 def image_folders(splits: Iterable[datasets.Dataset], image_column: str) -> list[str]:
-    """The folders of images that are files; none of images whose bytes are in the data set."""
+    """Return the folders of all images that are files; images whose bytes are in the data set have none."""
     folders: set[str] = set()
     for rows in splits:
         for chunk in rows.data.column(image_column).chunks:

@@ -1,13 +1,14 @@
 """Load an image data set, find its splits and columns, and encode its labels."""
 
-import contextlib
 import logging
 import math
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import datasets
 import numpy as np
@@ -55,11 +56,11 @@ class DataArguments:
     bad_images: Literal["raise", "skip"] = field(
         default="raise",
         metadata={
-            "help": "An image that cannot be decoded: stop and name it, or check all images once before training, "
-            "leave out and list the bad ones."
+            "help": "An image that cannot be decoded: stop and name it (raise), or check all images before training, "
+            "leave the bad ones out and list them (skip)."
         },
     )
-    num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached preparation steps."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes of the cached steps before training."})
     trust_data_files: bool = field(default=False, metadata={"help": TRUST_HELP})
 
     def __post_init__(self):
@@ -68,7 +69,7 @@ class DataArguments:
 
 @dataclass
 class SourceArguments:
-    """Which images are read, all splits of them."""
+    """Which images are read; all splits are."""
 
     _argument_group_name = "source"
 
@@ -93,12 +94,9 @@ _WILDCARDS = re.compile(r"[*?[]|::")
 
 
 def load_images(
-    name: str | None,
-    config_name: str | None = None,
-    image_column: str | None = None,
-    trust_data_files: bool = False,
+    name: str | None, config_name: str | None = None, image_column: str | None = None, trust_data_files: bool = False
 ) -> datasets.DatasetDict:
-    """Load a data set by what it is.
+    """Load a data set: from a folder, from a file, or from the Hub.
 
     Args:
         name: a directory saved by `datasets` (`save_to_disk`), a folder of images (flat, or a folder for each class,
@@ -114,24 +112,30 @@ def load_images(
     """
     if name is None:
         logger.warning(
-            "No data set named: using the embedded photographs of scikit-image, a toy set for trying things out "
-            "(`make quickstart` does so in minutes). Name one with --dataset_name: a Hub id, a folder of images, or a "
+            "No data set is named: using the embedded photographs of scikit-image, a toy set for first tries "
+            "(`make quickstart` takes minutes). Name one with --dataset_name: a Hub id, a folder of images, or a "
             "folder of Parquet or Arrow files."
         )
         return load_photographs()
-    try:
+    kinds = "a folder of images, a folder of Parquet files, a directory saved by `datasets`"
+    with loading_errors(f"load data set {name!r}", kinds):
         return _load(name, config_name, image_column, trust_data_files)
+
+
+@contextmanager
+def loading_errors(what: str, kinds: str) -> Iterator[None]:
+    """Raise InputError where `datasets` cannot do `what`; the message names the `kinds` of data that can be given."""
+    try:
+        yield
     except OutsideError:
         raise
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"cannot load data set {name!r}: {loading_reason(error)}. Give a folder of images, a folder of Parquet "
-            "files, a directory saved by `datasets`, or the id of a data set on the Hub"
-        ) from error
+        reason = _reason(error)
+        raise InputError(f"cannot {what}: {reason}. Give {kinds}, or the id of a data set on the Hub") from error
 
 
-def loading_reason(error: BaseException) -> str:
-    """Why `datasets` could not load, in one line."""
+def _reason(error: BaseException) -> str:
+    """Return why `datasets` could not load, in one line."""
     while isinstance(error, datasets.exceptions.DatasetGenerationError) and error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, UnicodeEncodeError):
@@ -143,51 +147,57 @@ def loading_reason(error: BaseException) -> str:
 
 def _load(name: str, config_name: str | None, image_column: str | None, trust: bool) -> datasets.DatasetDict:
     path = Path(name).expanduser()
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    is_saved = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if is_saved:
         loaded, folders = datasets.load_from_disk(str(path)), folders_of(path)
-        refuse(name, file_findings(_files(loaded), folders), trust)
     else:
         builder = open_builder(name, config_name, trust)
         builder.download_and_prepare()
         loaded, folders = builder.as_dataset(), readable_folders(builder, path)
     splits = loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict({"train": loaded})
+    if is_saved:
+        files = [file["filename"] for rows in splits.values() for file in rows.cache_files]
+        refuse(name, file_findings(files, folders), trust)
     columns = []
-    with contextlib.suppress(InputError):  # the caller says that there is none
+    with suppress(InputError):  # the caller raises it
         columns = [find_image_column(next(iter(splits.values())), image_column)]
     rows = [finding for split in splits for finding in row_findings(splits[split].data.table, folders, columns, split)]
     refuse(name, rows, trust)
     return splits
 
 
-def _files(saved: datasets.DatasetDict | datasets.Dataset) -> list[str]:
-    splits = saved.values() if isinstance(saved, datasets.DatasetDict) else [saved]
-    return [file["filename"] for rows in splits for file in rows.cache_files]
-
-
 def open_builder(name: str, config_name: str | None, trust_data_files: bool) -> datasets.DatasetBuilder:
-    """The builder of a Parquet file, a folder, or a Hub id, which reads no other data files.
+    """Return the builder of a Parquet file, a folder, or a Hub id.
 
     Raises:
-        OutsideError: if it would, and is not trusted.
+        OutsideError: if it would read data files that lie elsewhere, and is not trusted.
         InputError: for a path where there is nothing, or a folder whose name `datasets` takes for a pattern.
     """
-    source, path = builder_arguments(name, config_name), Path(name).expanduser()
-    is_local = "name" not in source
-    if is_local and path.is_dir():
+    path = Path(name).expanduser()
+    allowed = folders_of(path)
+    if path.suffix == ".parquet" and path.is_file():
+        builder = datasets.load_dataset_builder("parquet", data_files=str(path))
+    elif path.is_dir():
+        if _WILDCARDS.search(str(path.resolve())):
+            raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
         refuse(name, settings_findings(path), trust_data_files)
-    builder = datasets.load_dataset_builder(**source)
+        builder = datasets.load_dataset_builder(str(path))
+    elif path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise InputError("there is no such file or folder")
+    else:
+        builder = datasets.load_dataset_builder(name, config_name)
+        allowed = (f"hf://datasets/{name}@",)
     files = (str(file) for files in (builder.config.data_files or {}).values() for file in files)
-    allowed = folders_of(path) if is_local else (f"hf://datasets/{name}@",)
     refuse(name, file_findings(files, allowed), trust_data_files)
     return builder
 
 
 def readable_folders(builder: datasets.DatasetBuilder, path: Path) -> tuple[str, ...]:
-    """Where the files lie that rows may name: in the data set's folder; of one of the Hub that is images, in the cache.
+    """Return the folders of the files that rows may name: the data set's own or, for images of the Hub, the caches.
 
     Args:
         builder: of `open_builder`.
-        path: of the data set, if it is a local one.
+        path: of the data set, if it is local.
     """
     if path.exists():
         return folders_of(path)
@@ -195,28 +205,10 @@ def readable_folders(builder: datasets.DatasetBuilder, path: Path) -> tuple[str,
     return tuple(map(os.path.abspath, caches)) if isinstance(builder, FolderBasedBuilder) else ()
 
 
-def builder_arguments(name: str, config_name: str | None) -> dict[str, Any]:
-    """What `datasets.load_dataset` and `load_dataset_builder` take for a Parquet file, a folder, or a Hub id.
-
-    Raises:
-        InputError: for a path where there is nothing, or a folder whose name `datasets` takes for a pattern.
-    """
-    path = Path(name).expanduser()
-    if path.suffix == ".parquet" and path.is_file():
-        return {"path": "parquet", "data_files": str(path)}
-    if path.is_dir():
-        if _WILDCARDS.search(str(path.resolve())):
-            raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
-        return {"path": str(path)}
-    if path.is_absolute() or name.startswith(("./", "../", "~")):
-        raise InputError("there is no such file or folder")
-    return {"path": name, "name": config_name}
-
-
 def choose_splits(
     dataset: datasets.DatasetDict, train_split: str = "train", validation_split: str | None = None
 ) -> tuple[datasets.Dataset, datasets.Dataset | None]:
-    """The training split and, where there is one, the validation split.
+    """Return the training split and, where there is one, the validation split.
 
     Raises:
         InputError: if a named split is absent, or the training split is empty.
@@ -233,7 +225,7 @@ def choose_splits(
 
 
 def find_image_column(dataset: datasets.Dataset, column: str | None = None) -> str:
-    """The column that holds the images: the one named, the only image column, or one with a usual name.
+    """Return the column of the images: the one named, the only image column, or one with a usual name.
 
     Raises:
         InputError: if it cannot be told; the message lists the columns.
@@ -242,7 +234,7 @@ def find_image_column(dataset: datasets.Dataset, column: str | None = None) -> s
 
 
 def find_label_column(dataset: datasets.Dataset, column: str | None = None) -> str:
-    """The column that holds the class: the one named, the only `ClassLabel`, or one with a usual name.
+    """Return the column of the classes: the one named, the only `ClassLabel`, or one with a usual name.
 
     Raises:
         InputError: if there are no labels, or it cannot be told which they are; the message lists the columns.
@@ -274,7 +266,7 @@ def _find_column(
 
 
 def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
-    """Hand out images as bytes or paths, so that decoding happens once, in this package's decoder.
+    """Return the data set with images as bytes or paths: this package decodes them, once.
 
     Raises:
         InputError: if the column cannot hold images.
@@ -289,7 +281,7 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
 
 
 def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
-    """All splits with their images as bytes or paths, and the column of the images.
+    """Return all splits, with their images as bytes or paths, and the column of the images.
 
     Raises:
         InputError: if nothing can be loaded, or there are no images in it.
@@ -302,13 +294,13 @@ def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
 def encode_labels(
     dataset: datasets.Dataset, label_column: str, classes: datasets.ClassLabel | None = None
 ) -> datasets.Dataset:
-    """Make the labels a `ClassLabel`: strings and integers become consecutive classes.
+    """Make the labels a `ClassLabel`: strings and whole numbers become classes from 0.
 
     Args:
         classes: of the training split, for another split of the same data.
 
     Raises:
-        InputError: if a label is missing or no class, or another split has one that `classes` lacks.
+        InputError: if a label is missing or no class, or `classes` lacks it.
     """
     check_labels(dataset, label_column)
     feature = dataset.features[label_column]
@@ -316,11 +308,8 @@ def encode_labels(
         return dataset
     if classes is None:
         return dataset.class_encode_column(label_column)
-    names = (
-        [feature.int2str(i) for i in dataset[label_column]]
-        if isinstance(feature, datasets.ClassLabel)
-        else [str(value) for value in dataset[label_column]]
-    )
+    name_of = feature.int2str if isinstance(feature, datasets.ClassLabel) else str
+    names = [name_of(value) for value in dataset[label_column]]
     unknown = sorted(set(names) - set(classes.names))
     if unknown:
         raise InputError(f"the validation split has labels that training lacks: {', '.join(unknown[:5])}")
@@ -331,7 +320,7 @@ def encode_labels(
 def hold_out(
     dataset: datasets.Dataset, label_column: str, fraction: float, seed: int
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Split off a share of the images, the classes in proportion where they are large enough for that."""
+    """Split off a share of the images, in proportion to the classes if these are large enough."""
     counts = np.bincount(dataset[label_column], minlength=dataset.features[label_column].num_classes)
     held_out = math.ceil(fraction * len(dataset))
     can_stratify = counts[counts > 0].min() > 1 and min(held_out, len(dataset) - held_out) >= (counts > 0).sum()
@@ -344,7 +333,7 @@ class LabelledImages:
     """Training and validation images with classes.
 
     Args:
-        train, validation: whose `label_column` is a `ClassLabel`.
+        train, validation: the rows; their `label_column` is a `ClassLabel`.
         image_column, label_column: their columns.
         classes: of the labels.
     """
@@ -385,7 +374,7 @@ def load_labelled_images(
 
 
 def low_shot(dataset: datasets.Dataset, label_column: str, fraction: float, seed: int) -> datasets.Dataset:
-    """A share of the images with equally many of every class: at least one, at most all that a class has."""
+    """Return a share of the images with equally many of every class: at least one, at most all of the class."""
     labels = np.asarray(dataset[label_column])
     classes = np.unique(labels)
     per_class = max(1, round(fraction * len(labels) / len(classes)))
@@ -395,7 +384,7 @@ def low_shot(dataset: datasets.Dataset, label_column: str, fraction: float, seed
 
 
 def subsample(dataset: datasets.Dataset, max_samples: int | None, seed: int) -> datasets.Dataset:
-    """At most `max_samples` rows, drawn at random, since files are often sorted by class."""
+    """Return at most `max_samples` rows, drawn at random: files are often sorted by class."""
     if max_samples is None or max_samples >= len(dataset):
         return dataset
     return dataset.shuffle(seed=seed).take(max_samples)

@@ -1,6 +1,5 @@
-"""The embedded data set: tiles of the photographs in scikit-image's wheel. Nothing is downloaded."""
+"""The embedded data set: tiles of the photographs in the wheel of scikit-image. Nothing is downloaded."""
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-from .decoding import decode_image
+from .decoding import decode_image, encode_png
 
 PHOTOGRAPHS = {
     "astronaut": "astronaut.png",
@@ -31,15 +30,15 @@ PHOTOGRAPHS = {
 TILE_SIZE = 96
 TRAIN_SHARE = 0.7
 SHORT_SIDE = 384
-STRIDES = {"train": 32, "validation": 32}
+STRIDE = 32
 _VERSION = 1
 
 
 def load_photographs() -> datasets.DatasetDict:
-    """Tiles of 96 x 96 px of 15 photographs; the label is the photograph.
+    """Return tiles of 96 x 96 px of 15 photographs, with the columns `image` and `label`: the photograph.
 
-    Training tiles come from the left 70% of a photograph and validation tiles from the rest, so that no pixel is in
-    both. Tiles of one split overlap. Columns: `image` and `label`, as in any image classification data set.
+    Training tiles come from the left 70% of a photograph, validation tiles from the rest: no pixel is in both. Tiles of
+    one split overlap.
     """
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(PHOTOGRAPHS))})
     return datasets.DatasetDict(
@@ -47,7 +46,7 @@ def load_photographs() -> datasets.DatasetDict:
             split: datasets.Dataset.from_generator(
                 _tiles, features=features, gen_kwargs={"split": split, "version": _VERSION}, split=split
             )
-            for split in STRIDES
+            for split in ("train", "validation")
         }
     )
 
@@ -57,9 +56,10 @@ def _tiles(split: str, version: int) -> Iterator[dict]:
         photograph = _read(file)
         boundary = round(photograph.shape[1] * TRAIN_SHARE)
         region = photograph[:, :boundary] if split == "train" else photograph[:, boundary:]
-        for top in range(0, region.shape[0] - TILE_SIZE + 1, STRIDES[split]):
-            for left in range(0, region.shape[1] - TILE_SIZE + 1, STRIDES[split]):
-                yield {"image": _png(region[top : top + TILE_SIZE, left : left + TILE_SIZE]), "label": label}
+        for top in range(0, region.shape[0] - TILE_SIZE + 1, STRIDE):
+            for left in range(0, region.shape[1] - TILE_SIZE + 1, STRIDE):
+                tile = encode_png(region[top : top + TILE_SIZE, left : left + TILE_SIZE])
+                yield {"image": {"bytes": tile, "path": None}, "label": label}
 
 
 def _read(file: str) -> np.ndarray:
@@ -67,9 +67,3 @@ def _read(file: str) -> np.ndarray:
     photograph = Image.fromarray(decode_image({"bytes": None, "path": str(path)}))
     scale = SHORT_SIDE / min(photograph.size)
     return np.asarray(photograph.resize((round(photograph.width * scale), round(photograph.height * scale))))
-
-
-def _png(tile: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "png")
-    return {"bytes": buffer.getvalue(), "path": None}

@@ -1,10 +1,9 @@
 """Prepare a data set for fast training: smaller images with keypoint densities, in sharded Parquet.
 
-The work is `Preparation`, a pure function from rows to rows, and `ShardJob`, which writes one file of them. What runs
-the jobs, processes of this machine or Ray Data on many, knows nothing of either.
+`Preparation` is a pure function from rows to rows; `ShardJob` writes one file of them. An engine runs the jobs: in
+processes of this machine, or through Ray Data on many machines.
 """
 
-import io
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
@@ -12,24 +11,21 @@ from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
-from uuid import uuid4
 
 import cv2
 import datasets
 import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
 from tqdm import tqdm
 
-from .. import files as durability
+from .. import files
 from ..errors import InputError
-from ..files import check_output_dir
 from ..hub.cards import prepared_dataset_card
 from ..limits import check_ranges
 from ..models.pixel_range import PixelRange
 from ..objective.keypoints import KeypointDetector
 from .attach_density import process_rows
-from .decoding import DECODER_VERSION, BadImageError, decode_image, is_deep_image, read_image
+from .decoding import DECODER_VERSION, BadImageError, decode_image, encode_png, is_deep_image, read_image
 from .fingerprint import sampled
 from .keypoint_share import NUM_STORED, has_keypoints, warn_without_keypoints
 from .stored_density import DensityDetector, DensityFormat, stored_columns
@@ -54,11 +50,11 @@ class PreparationArguments:
         default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
     )
     crop_min_scale: float = field(
-        default=0.67, metadata={"help": "Least area of the training's crops; sets the scale of detection."}
+        default=0.67, metadata={"help": "Least area of the training's crops, a share; sets the scale of detection."}
     )
     bad_images: Literal["raise", "skip"] = field(
         default="raise",
-        metadata={"help": "An image that cannot be decoded: stop and name it, or leave it out and list it."},
+        metadata={"help": "An image that cannot be decoded: stop and name it (raise), or leave it out (skip)."},
     )
     rows_per_shard: int = field(default=4096, metadata={"help": "Images in a Parquet file."})
     engine: Literal["local", "ray"] = field(
@@ -69,14 +65,14 @@ class PreparationArguments:
     repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
 
     def __post_init__(self):
-        check_output_dir(self.output_dir)
+        files.check_output_dir(self.output_dir)
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
         check_ranges(self)
         self.densities()
 
     def densities(self) -> tuple[DensityDetector, ...]:
-        """The detectors of whole images that these arguments describe."""
+        """Return the density detectors that these arguments describe."""
         detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
         return tuple(DensityDetector(detector, self.image_size, self.crop_min_scale) for detector in detectors)
 
@@ -85,7 +81,7 @@ SETTINGS_FILE = "preparation.json"
 PUBLISHED = (SETTINGS_FILE, "data/*.parquet")  # and the card
 BATCH_SIZE = 100
 JPEG_LIMIT = 65_500  # pixels of a side
-_SHARDS_LOOKED_AT = 8  # for images without keypoints
+_SHARDS_LOOKED_AT = 8  # in search of images without keypoints
 
 
 @dataclass(frozen=True)
@@ -93,13 +89,13 @@ class Preparation:
     """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
 
     An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG, or a PNG
-    where a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8 bits if it has more.
-    Densities are detected before that, so they are those of the `datasets.map` step.
+    if a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8 bits if it has more.
+    Keypoints are detected before shrinking: the densities are those of the `datasets.map` step.
 
     Args:
         image_column: column of the image, as `datasets.Image(decode=False)`; the other columns are passed on.
         image_size: side of the model's input in pixels.
-        densities: what is detected; may be empty.
+        densities: detectors; may be empty.
         quality: of the JPEGs, 1 to 100.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
@@ -114,11 +110,11 @@ class Preparation:
 
     @property
     def short_side(self) -> int:
-        """Short side of the images in pixels: so large that few crops are enlarged."""
+        """Short side of the images in pixels, large enough that few crops are enlarged."""
         return round(self.image_size * 4 / 3)
 
     def features(self, features: datasets.Features) -> datasets.Features:
-        """Features of the result for those of the rows."""
+        """Return the features of the result for the features of the rows."""
         columns = _without_densities(features)
         columns[self.image_column] = datasets.Image()
         columns |= {density.column: datasets.Value("binary") for density in self.densities}
@@ -145,7 +141,7 @@ class Preparation:
         return columns, [error for _, error in found if error is not None]
 
     def _prepare(self, source: dict[str, Any], name: str) -> dict[str, Any]:
-        """The columns of an image that are made here."""
+        """Return the columns that are made here, of one image."""
         image = decode_image(source, name, self.pixel_range)
         densities = {density.column: density(image) for density in self.densities}
         return {self.image_column: self._shrink(image, source), **densities}
@@ -157,7 +153,7 @@ class Preparation:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             data, suffix = self._encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
         elif is_deep_image(source):
-            data, suffix = _encode_png(image)
+            data, suffix = encode_png(image), ".png"
         else:
             data, suffix = read_image(source), None
         path = PurePath(source["path"]) if source.get("path") else None
@@ -165,16 +161,10 @@ class Preparation:
 
     def _encode(self, image: np.ndarray) -> tuple[bytes, str]:
         if max(image.shape) > JPEG_LIMIT:
-            return _encode_png(image)
+            return encode_png(image), ".png"
         settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
         _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
         return jpeg.tobytes(), ".jpg"
-
-
-def _encode_png(image: np.ndarray) -> tuple[bytes, str]:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")  # OpenCV's PNG ends at a million pixels a side
-    return file.getvalue(), ".png"
 
 
 def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,8 +179,8 @@ class ShardJob:
     Args:
         rows: the data set, of images as `datasets.Image(decode=False)`.
         start, stop: the rows of this shard.
-        preparation: what is done to them.
-        file: Parquet file to write; where images were left out, a hidden text file beside it lists them.
+        preparation: is applied to them.
+        file: Parquet file to write; a hidden text file beside it lists the images that were left out.
     """
 
     rows: datasets.Dataset
@@ -200,13 +190,13 @@ class ShardJob:
     file: Path
 
     def __call__(self, report: Callable[[int], object] = lambda count: None) -> int:
-        """Write the shard, unless it is there; `report` gets the number of rows done since it was last called.
+        """Write the shard unless it exists; return its number of rows.
 
-        Returns:
-            The number of rows of the shard.
+        Args:
+            report: gets the number of rows that were done since its last call.
         """
         if self.file.exists():
-            return self.stop - self.start
+            return len(self)
         cv2.setNumThreads(1)
         tables, bad = [], []
         for start in range(self.start, self.stop, BATCH_SIZE):
@@ -216,14 +206,16 @@ class ShardJob:
             bad += errors
             report(len(indices))
         if bad:
-            lines = "".join(f"{line}\n" for line in bad)
-            _write_aside(bad_images_file(self.file), lambda file: file.write_text(lines, encoding="utf-8"))
+            files.write_text(bad_images_file(self.file), "".join(f"{line}\n" for line in bad))
         shard = datasets.concatenate_datasets(tables)
-        _write_aside(self.file, lambda file: shard.to_parquet(file))
+        files.write(self.file, lambda file: shard.to_parquet(file))
+        return len(self)
+
+    def __len__(self) -> int:
         return self.stop - self.start
 
     def _table(self, columns: dict[str, list]) -> datasets.Dataset:
-        """The rows of a batch; given as `Image`, `datasets` would take a file of that name here for the image."""
+        # Were the image column given as `Image`, `datasets` would read a file of the image's name here.
         image_column = self.preparation.image_column
         features = self.preparation.features(self.rows.features)
         plain = {**features, image_column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
@@ -232,15 +224,8 @@ class ShardJob:
 
 
 def bad_images_file(shard: Path) -> Path:
-    """Where the images that a shard left out are listed: hidden, or `datasets` reads it as a shard."""
+    """Return the file that lists the images a shard left out: hidden, or `datasets` would read it as a shard."""
     return shard.with_name(f".{shard.stem}.bad_images.txt")
-
-
-def _write_aside(file: Path, write: Callable[[Path], object]) -> None:
-    # a name of its own: a node that a cluster has given up may still be writing the same file
-    unfinished = file.with_name(f".{file.name}.{uuid4().hex}.unfinished")
-    write(unfinished)
-    durability.replace(unfinished, file)
 
 
 def prepare_dataset(
@@ -253,18 +238,18 @@ def prepare_dataset(
     engine: str = "local",
     license: str | None = None,
 ) -> list[str]:
-    """Write a prepared data set; shards that an interrupted call left behind are kept, and the rest is done.
+    """Write a prepared data set; keep the shards of an interrupted call, and write the others.
 
     Writes `output_dir/data/SPLIT-NUMBER-of-NUMBER.parquet`, README.md (the data card), and `preparation.json`.
 
     Args:
         dataset: splits of images as `datasets.Image(decode=False)`.
-        output_dir: may exist, if its `preparation.json` says the same as this call.
+        output_dir: may exist if its `preparation.json` has the same settings.
         name: of the data set, for the card.
         rows_per_shard: rows of a file.
-        num_proc: processes, with the local engine.
+        num_proc: processes of the local engine.
+        engine: "local", or "ray": the cluster that `ray.init` finds; all nodes must see the data and `output_dir`.
         license: of the images, by its id on the Hub, for the card.
-        engine: "local", or "ray": the cluster that `ray.init` finds, whose nodes all see the data and `output_dir`.
 
     Returns:
         A line for each bad image left out.
@@ -279,13 +264,18 @@ def prepare_dataset(
     _check_settings(output_dir, dataset, preparation, rows_per_shard)
     jobs = list(_jobs(dataset, output_dir / "data", preparation, rows_per_shard))
     pending = [job for job in jobs if not job.file.exists()]
-    done = sum(job.stop - job.start for job in jobs) - sum(job.stop - job.start for job in pending)
+    done = sum(map(len, jobs)) - sum(map(len, pending))
     with tqdm(total=sum(map(len, dataset.values())), initial=done, unit=" images", desc="Preparing") as bar:
         ENGINES[engine](pending, num_proc, bar)
     for unfinished in output_dir.rglob(".*.unfinished"):
         unfinished.unlink()
-    bad = _collect_bad_images(jobs)
-    statistics = _statistics(jobs, len(bad))
+    lists = filter(Path.exists, (bad_images_file(job.file) for job in jobs))
+    bad = [line for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
+    statistics = {
+        "num_rows": sum(pq.read_metadata(job.file).num_rows for job in jobs),
+        "num_bytes": sum(job.file.stat().st_size for job in jobs),
+        "num_bad": len(bad),
+    }
     if bad and not statistics["num_rows"]:
         raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
     for density in preparation.densities:
@@ -311,10 +301,10 @@ def _check_settings(
         differing = [key for key in settings if earlier.get(key) != settings[key]]
         if differing:
             raise InputError(
-                f"{output_dir} was prepared otherwise (different: {', '.join(differing)}; see {file}); "
+                f"{output_dir} was prepared with other settings (different: {', '.join(differing)}; see {file}); "
                 "give another folder, or delete this one"
             )
-    _write_aside(file, lambda aside: aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8"))
+    files.write_text(file, json.dumps(settings, indent=2) + "\n")
 
 
 def _jobs(
@@ -377,7 +367,7 @@ def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
     def run(row: dict[str, int]) -> dict[str, Any]:
         try:
             return {"rows": ray.get(shared)[row["job"]](), "error": ""}
-        except BadImageError as error:  # Ray would make it another exception
+        except BadImageError as error:  # Ray would raise another exception
             return {"rows": 0, "error": str(error)}
 
     numbers = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
@@ -390,20 +380,9 @@ def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
 ENGINES: dict[str, Callable[[list[ShardJob], int, tqdm], None]] = {"local": _run_locally, "ray": _run_on_ray}
 
 
-def _collect_bad_images(jobs: list[ShardJob]) -> list[str]:
-    files = [bad_images_file(job.file) for job in jobs]
-    return [line for file in files if file.exists() for line in file.read_text(encoding="utf-8").splitlines()]
-
-
 def _have_keypoints(jobs: list[ShardJob], form: DensityFormat) -> Iterator[bool]:
-    """Of a sample of the images."""
+    """Yield, for a sample of the images, whether they have keypoints."""
     for place in sampled(len(jobs), _SHARDS_LOOKED_AT):
         column = pq.read_table(jobs[place].file, columns=[form.column])[form.column]
         for row in sampled(len(column), NUM_STORED // _SHARDS_LOOKED_AT):
             yield has_keypoints(column[row].as_py(), form)
-
-
-def _statistics(jobs: list[ShardJob], num_bad: int) -> dict[str, int]:
-    num_rows = sum(pq.read_metadata(job.file).num_rows for job in jobs)
-    size = sum(job.file.stat().st_size for job in jobs)
-    return {"num_rows": num_rows, "num_bytes": size, "num_bad": num_bad}

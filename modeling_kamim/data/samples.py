@@ -1,4 +1,4 @@
-"""From a row of a data set to a sample of masked image modeling.
+"""Make samples of masked image modeling from the rows of a data set.
 
 Crop, flips, mask and density of a sample depend on its random generator alone, and image and density always share one
 `View`.
@@ -30,15 +30,14 @@ from .views import RandomView, View
 class MaskedImageTransform:
     """Callable from a row and a random generator to a sample.
 
-    What the device can do for a whole batch is left to it (`MaskedImageTrainer`): pixels stay uint8, and densities are
-    cut to the crop and turned into weights there. Without `detector` and `densities` there are no densities, as in
-    SimMIM.
+    Pixels stay uint8 and stored densities whole: the device normalizes, crops and weights a batch at once
+    (`MaskedImageTrainer`). Without `detector` and `densities` there are no densities, as in SimMIM.
 
     Args:
         image_column: column of the image, as `datasets.Image(decode=False)`.
         image_size: side of the result in pixels.
         patch_size: side of a token of the model in pixels.
-        mask_patch_size, mask_ratio: of the block mask.
+        mask_patch_size, mask_ratio: of `block_mask`.
         weight_patch_size: side of a weight cell (w_ps) in pixels.
         random_view: crop and flips; None shows the whole image.
         detector: run on the finished crop ("online").
@@ -69,12 +68,12 @@ class MaskedImageTransform:
 
         Returns:
             pixel_values `(3, image_size, image_size)` uint8; bool_masked_pos `(num_patches,)` bool. With a detector
-            also keypoint_density, float32, of the `(image_size / weight_patch_size,) * 2` cells of the crop; with a
-            stored densities keypoint_density `(grid, grid)` uint8 of the whole image, and crop_box `(4,)` float32 (see
-            `resample_density`); with shuffled cells cell_order `(number of cells,)` int64.
+            also keypoint_density `(image_size / weight_patch_size,) * 2` float32, of the crop. With stored densities
+            keypoint_density `(grid, grid)` uint8, of the whole image, and crop_box `(4,)` float32 (see
+            `resample_density`). With shuffled cells cell_order `(number of cells,)` int64.
 
         Raises:
-            BadImageError: if the image cannot be decoded, or its stored density is not the one that is read.
+            BadImageError: if the image cannot be decoded, or its stored density cannot be used.
         """
         image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
         height, width = image.shape[:2]
@@ -96,7 +95,7 @@ class MaskedImageTransform:
         try:
             return stored.decode(row.get(stored.column))
         except ValueError as error:
-            raise bad_density(row[self.image_column], "", error) from None
+            raise bad_density(row[self.image_column], "", str(error)) from None
 
     @cached_property
     def _stored(self) -> DensityFormat | None:
@@ -104,16 +103,16 @@ class MaskedImageTransform:
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
-    """`(height, width, 3)` uint8 array to a `(3, height, width)` contiguous tensor."""
+    """Turn a `(height, width, 3)` uint8 array into a contiguous `(3, height, width)` tensor."""
     planes = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(planes))
     return torch.from_numpy(planes)
 
 
 def settle_worker() -> None:
-    """Settle a worker of a loader: one thread, and a process group of its own; elsewhere do nothing.
+    """Give a worker of a loader one thread and a process group of its own; outside of workers do nothing.
 
-    A signal to the group of the run (Ctrl-C, `timeout`, Slurm) is for the run alone, which saves and ends its workers.
+    A signal to the group of the run (Ctrl-C, `timeout`, Slurm) must reach the run alone: it saves and ends its workers.
     """
     if torch.utils.data.get_worker_info() is None:
         return
@@ -123,15 +122,13 @@ def settle_worker() -> None:
 
 
 class SampleDataset(torch.utils.data.Dataset):
-    """`transform(row, rng)` over the rows of a data set, with randomness that depends on the sample alone.
+    """Samples of the rows of a data set, each with its number as "sample_index".
 
-    Each sample gets its number as "sample_index".
-
-    The generator of a sample is seeded by (seed, epoch, index): crops, flips and masks do not depend on the number of
-    workers or processes, nor on how far a loader reads ahead, so that a resumed run sees what it would have seen.
+    (seed, epoch, index) seed the generator of a sample. Crops, flips and masks do not depend on workers, processes or
+    how far a loader reads ahead, so a resumed run sees the same samples.
 
     Args:
-        rows: rows of a data set.
+        rows: of the data set.
         transform: from a row and a `random.Random` to a sample.
         seed: of the run.
     """
@@ -143,15 +140,15 @@ class SampleDataset(torch.utils.data.Dataset):
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # shared with the loader's workers
 
     def draw_for_epoch(self, epoch: int) -> None:
-        """Draw new crops, flips and masks; reaches workers that already run.
+        """Draw new crops, flips and masks, also in workers that run already.
 
-        Not named `set_epoch`, which accelerate's loaders call with a count of their own: in evaluation too.
+        It is not named `set_epoch`: accelerate's loaders call that with a count of their own, in evaluation too.
         """
         self._epoch.fill_(epoch)
 
     @cached_property
     def content(self) -> str:
-        """What tells these images from others, see `content_fingerprint`."""
+        """Fingerprint of the rows, see `content_fingerprint`."""
         return content_fingerprint(self.rows)
 
     def __len__(self) -> int:
@@ -161,7 +158,7 @@ class SampleDataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Any]:
-        """A batch of samples; reading its rows at once is what makes it fast."""
+        """Return a batch of samples; reading its rows at once makes it fast."""
         settle_worker()
         epoch = int(self._epoch)
         indices = [range(len(self))[index] for index in indices]

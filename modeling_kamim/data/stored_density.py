@@ -1,7 +1,7 @@
-"""Keypoint density of whole images: detected once, stored beside the image, read for every crop.
+"""Keypoint densities of whole images: detected once, stored beside the image, read for every crop.
 
-A stored density is a binary PGM of `grid` x `grid` gray levels, 255 times the density in each of so many equal parts of
-the image. Its comment line says what was detected; any image viewer opens it, and the loader reads nothing else.
+A stored density is a binary PGM picture of `grid` x `grid` gray levels: 255 times the density in each of as many equal
+parts of the image. Its comment line, the label, says what was detected. Any image viewer opens it.
 """
 
 import json
@@ -24,14 +24,14 @@ from .views import RandomView
 
 FINE_GRID, MAX_GRID = 128, 256  # 16 and 64 kB a density
 COLUMN_PREFIX = "keypoint_density_"
-_FINEST_CELL = 1.5  # parts of the grid on each side of a weight cell, in the smallest crops
-_LARGEST_ZOOM = 8  # of a strip beside its crops: keep the detector's work bounded
+_FINEST_CELL = 1.5  # least parts of the grid on each side of a weight cell, in the smallest crops
+_LARGEST_ZOOM = 8  # of a long strip to its detection size: it bounds the detector's work
 _PGM = re.compile(rb"P5\n# ([ -~]*)\n(\d{1,4}) (\d{1,4})\n255\n")
 
 
 @dataclass(frozen=True)
 class DensityFormat:
-    """How the densities of one kind are stored: each a binary PGM of one size, with a label as its comment.
+    """Format of the densities of one kind: each a binary PGM of one size, with a label as its comment.
 
     Args:
         column: of the data set.
@@ -45,23 +45,23 @@ class DensityFormat:
 
     @cached_property
     def header(self) -> bytes:
-        """What each of them begins with."""
+        """The bytes that each of them begins with."""
         return f"P5\n# {self.label}\n{self.grid} {self.grid}\n255\n".encode("ascii")
 
     @property
     def num_bytes(self) -> int:
-        """Length of each of them."""
+        """Length of each of them, in bytes."""
         return len(self.header) + self.grid**2
 
     def encode(self, density: np.ndarray) -> bytes:
-        """PGM of a `(grid, grid)` uint8 array."""
+        """Return the PGM of a `(grid, grid)` uint8 array."""
         return self.header + density.tobytes()
 
     def decode(self, stored: Any) -> np.ndarray:
-        """`(grid, grid)` uint8 array of a stored density.
+        """Return the `(grid, grid)` uint8 array of a stored density.
 
         Raises:
-            ValueError: if it is not one of this format; the message says what it is.
+            ValueError: if it is not of this format; the message says what it is.
         """
         if not isinstance(stored, bytes) or len(stored) != self.num_bytes or not stored.startswith(self.header):
             raise ValueError(self.difference(stored))
@@ -69,14 +69,14 @@ class DensityFormat:
         return values.reshape(self.grid, self.grid)
 
     def difference(self, stored: Any) -> str:
-        """Why something is not a stored density of this format."""
+        """Return why something is not a stored density of this format."""
         if stored is None:
             return "there is none"
         label = density_label(stored)
         return f"it is of {label}, and not of {self.label}" if label else "it is damaged, or no density at all"
 
     def is_in(self, column: pa.ChunkedArray) -> np.ndarray:
-        """Which values of a binary column are of this format: `(rows,)`, bool; reads their headers alone."""
+        """Return which values of a binary column are of this format, by header and length: `(rows,)`, bool."""
         is_whole = pc.equal(pc.binary_length(column), self.num_bytes)
         return pc.fill_null(pc.and_(pc.starts_with(column, pattern=self.header), is_whole), False).to_numpy()
 
@@ -86,9 +86,9 @@ class DensityDetector:
     """Callable from an image to its stored keypoint density, detected at the scale of an average crop.
 
     Args:
-        detector: what is detected.
+        detector: of the keypoints.
         image_size: side of the crops after resizing, in pixels.
-        min_scale: least area of the crops, in (0, 1]; see `RandomView`.
+        min_scale: least area of the crops as a share of the image, in (0, 1]; see `RandomView`.
         version: of the densities; part of the cache key.
     """
 
@@ -104,12 +104,12 @@ class DensityDetector:
 
     @property
     def grid(self) -> int:
-        """Rows and columns of a density: one for each pixel of a crop up to 128, or for two of them up to 256."""
+        """Rows and columns of a density: `image_size` up to 128, above that half of it, in 128 to 256."""
         return min(self.image_size, max(FINE_GRID, self.image_size // 2), MAX_GRID)
 
     @property
     def label(self) -> str:
-        """What distinguishes these densities from others, in one line of ASCII; written into each of them."""
+        """The settings that distinguish these densities from others, as a line of JSON in ASCII."""
         settings: dict[str, Any] = {"detector": self.detector.name, "footprint": self.detector.footprint}
         if self.detector.parameters:
             settings["parameters"] = dict(self.detector.parameters)
@@ -122,47 +122,47 @@ class DensityDetector:
         return DensityFormat(self.column, self.label, self.grid)
 
     def __call__(self, image: np.ndarray) -> bytes:
-        """PGM of the density of an image `(height, width, 3)`, uint8."""
+        """Return the PGM of the density of an image `(height, width, 3)`, uint8."""
         return self.format.encode(self.density(image))
 
     def density(self, image: np.ndarray) -> np.ndarray:
-        """Keypoint density of a whole image.
+        """Return the keypoint density of a whole image.
 
         Args:
             image: `(height, width, 3)`, uint8.
 
         Returns:
-            `(grid, grid)`, uint8: 255 times the density in each of so many equal parts of the image.
+            `(grid, grid)`, uint8: 255 times the density in each of as many equal parts of the image.
         """
         keypoints = self.detector(cv2.resize(image, self.detection_size(*image.shape[:2])))
         return cv2.resize(keypoints * np.uint8(255), (self.grid, self.grid), interpolation=cv2.INTER_AREA)
 
     def detection_size(self, height: int, width: int) -> tuple[int, int]:
-        """(width, height) of an image at which its average crop has `image_size` pixels a side, each side by itself.
+        """Return the (width, height) of an image at which its average crop has `image_size` pixels on each side.
 
-        Crops of most shapes become squares: an image is squeezed along its longer side, as its crops are.
+        Crops become squares whatever their shape, so the image is squeezed along its longer side as its crops are.
         """
         crop_height, crop_width = RandomView(self.min_scale).mean_size(height, width)
         across, down = (min(zoom, _LARGEST_ZOOM) for zoom in (width / crop_width, height / crop_height))
         return round(across * self.image_size), round(down * self.image_size)
 
     def check_cells(self, weight_patch_size: int) -> None:
-        """Raise InputError where weight cells are too small for the grid."""
+        """Raise InputError if weight cells are too small for the grid."""
         smallest = math.ceil(_FINEST_CELL * self.image_size / (self.grid * self.min_scale**0.5))
         if weight_patch_size < smallest:
             raise InputError(
-                f"weight_patch_size is {weight_patch_size}, and the stored densities of whole images, of {self.grid} x "
-                f"{self.grid} values, serve cells of {smallest} px and more at this image_size and crop_min_scale; "
+                f"weight_patch_size is {weight_patch_size}, but stored densities of whole images, of {self.grid} x "
+                f"{self.grid} values, allow cells of {smallest} px and more at this image_size and crop_min_scale; "
                 "take such cells, or --keypoint_source online"
             )
 
 
 class OtherDensitiesError(ValueError):
-    """The densities of a data set are not those that are needed; the message says in what they differ."""
+    """The densities of a data set are not those that a run needs; the message says how they differ."""
 
 
 def stored_columns(columns: Iterable[str]) -> list[str]:
-    """Those of the columns that hold densities, by their names."""
+    """Return those of the columns that hold densities, by their names."""
     return [column for column in columns if column.startswith(COLUMN_PREFIX)]
 
 
@@ -174,7 +174,7 @@ def check_column(features: datasets.Features, densities: DensityDetector) -> Non
 
 
 def density_label(stored: Any) -> str:
-    """The label that a stored density of any format carries; "" for anything that is not a whole one."""
+    """Return the label of a stored density of any format; "" for what is damaged or no density."""
     header = _PGM.match(stored) if isinstance(stored, bytes) else None
     if header is None or len(stored) != header.end() + int(header[2]) * int(header[3]):
         return ""

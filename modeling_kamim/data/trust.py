@@ -1,8 +1,7 @@
-"""Allow a data set to read files in its own folder only.
+"""Allow a data set to read only files in its own folder.
 
-Its texts (card, metadata, rows) come from whoever wrote it, and may name any file or address. Links are followed: what
-lies in a folder was put there by its owner, and folders of links are common (a part of ImageNet, the Hub's cache). Only
-publishing stops at links that lead out.
+Its author may name any file or address in its texts (card, metadata, rows). Links are followed: the folder's owner made
+them, and folders of links are common (a part of ImageNet, the Hub's cache). Only publishing refuses those leading out.
 """
 
 import logging
@@ -32,7 +31,7 @@ class OutsideError(InputError):
 
     Args:
         name: of the data set.
-        findings: each a line that says what names which file.
+        findings: lines, each of which says where which file is named.
     """
 
     def __init__(self, name: str, findings: Sequence[str]):
@@ -45,7 +44,7 @@ class OutsideError(InputError):
 
 
 def refuse(name: str, findings: Sequence[str], trust_data_files: bool) -> None:
-    """Raise OutsideError if there are findings; only warn where the user trusts the data set."""
+    """Raise OutsideError if there are findings; only warn if the user trusts the data set."""
     if findings and not trust_data_files:
         raise OutsideError(name, findings)
     if findings:
@@ -53,16 +52,16 @@ def refuse(name: str, findings: Sequence[str], trust_data_files: bool) -> None:
 
 
 def folders_of(path: Path) -> tuple[str, ...]:
-    """The folder of a local data set (a folder, or a file in it) as it is given and without links."""
+    """Return the folder of a local data set (a folder, or a file in it), as given and with links resolved."""
     folder = path if path.is_dir() else path.parent
     return tuple(dict.fromkeys((os.path.abspath(folder), os.path.realpath(folder))))
 
 
 def is_inside(path: str, folders: Sequence[str]) -> bool:
-    """Whether a path, or the archive of `zip://MEMBER::ARCHIVE`, lies in one of some folders.
+    """Return whether a path, or the archive of `zip://MEMBER::ARCHIVE`, lies in one of some folders.
 
-    A relative path is one of the working directory, where it would be read from. Links count as what they lie in,
-    except before "..", which leaves the folder that they lead to.
+    A relative path starts at the working directory, from where it would be read. A link counts as lying where it is,
+    not where it leads; but ".." after a link leaves the folder that the link leads to.
     """
     path = path.rpartition("::")[2] if path.startswith("zip://") else path
     if "://" in path or "\0" in path:
@@ -72,7 +71,7 @@ def is_inside(path: str, folders: Sequence[str]) -> bool:
 
 
 def settings_findings(folder: Path) -> list[str]:
-    """Data files outside of a folder that its README.md or .huggingface.yaml would make `datasets` read.
+    """Return the data files outside of a folder that its README.md or .huggingface.yaml makes `datasets` read.
 
     Raises:
         InputError: if one of these files cannot be read.
@@ -100,8 +99,8 @@ def _settings(file: Path) -> Mapping[str, Any]:
         if file.suffix == ".md":
             return DatasetCard.load(file).data.to_dict()
         settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except Exception as error:  # on wrong dates, numbers and tags PyYAML raises nearly anything
-        raise InputError(f"{file} is no valid card of a data set: {' '.join(str(error).split())}") from None
+    except Exception as error:  # PyYAML raises nearly anything on wrong dates, numbers and tags
+        raise InputError(f"{file} cannot be read as the card of a data set: {' '.join(str(error).split())}") from None
     return settings if isinstance(settings, Mapping) else {}
 
 
@@ -114,7 +113,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def file_findings(files: Iterable[str], allowed: Sequence[str]) -> list[str]:
-    """The data files that lie in none of some folders or, where `allowed` are addresses, begin with none of them."""
+    """Return the data files that lie in none of the `allowed` folders and begin with none of the addresses there."""
     addresses = tuple(place for place in allowed if "://" in place)
     return [
         _line("a data file is", file)
@@ -124,13 +123,13 @@ def file_findings(files: Iterable[str], allowed: Sequence[str]) -> list[str]:
 
 
 def row_findings(table: pa.Table, folders: Sequence[str], image_columns: Iterable[str], place: str) -> list[str]:
-    """The images without bytes in a table whose path leads out of some folders.
+    """Return the images of a table that have no bytes, and a path that leads out of some folders.
 
     Args:
         table: whose images are structs of bytes and path, at any depth, or plain paths.
         folders: that may be read.
-        image_columns: that are images whatever they look like.
-        place: what the rows are of, for the findings.
+        image_columns: that hold images, whatever their type.
+        place: of the rows, for the findings: a split or file.
     """
     named = set(image_columns)
     findings = []
@@ -147,7 +146,7 @@ def row_findings(table: pa.Table, folders: Sequence[str], image_columns: Iterabl
 
 
 def _paths(values: pa.Array, name: str, is_image: bool) -> Iterator[tuple[str, pa.Array, pa.Array | None]]:
-    """Name, paths where there are no bytes (else null), and numbers of the rows (None for all) of a column's images."""
+    """Yield, for the images of a column: name, paths (null where there are bytes), row numbers (None for all rows)."""
     if pa.types.is_struct(values.type):
         fields = {field.name for field in values.type}
         if "path" in fields and (is_image or fields <= _IMAGE_FIELDS):
@@ -172,7 +171,7 @@ def _outside(paths: pa.Array, rows: pa.Array | None, folders: Sequence[str]) -> 
     if not (pa.types.is_string(paths.type) or pa.types.is_large_string(paths.type)):
         return
     suspect = pc.is_valid(paths)
-    for folder in folders:  # nearly all are plain: a million of them must take no time
+    for folder in folders:  # leave out the many plain paths at once: there may be millions
         starts = pc.starts_with(paths, os.path.join(folder, ""))
         is_plain = pc.and_not(starts, pc.match_substring_regex(paths, r"\.\.|\x00"))
         suspect = pc.and_not(suspect, pc.fill_null(is_plain, False))
@@ -183,13 +182,13 @@ def _outside(paths: pa.Array, rows: pa.Array | None, folders: Sequence[str]) -> 
 
 
 def _is_missing(path: str) -> bool:
-    """Whether it is the mere name of an image that is not there: a bad image, and no attempt to read another file."""
+    """Return whether it is only the name of an image that is missing: a bad image, and no other file."""
     is_name = not os.path.isabs(path) and ".." not in Path(path).parts and "://" not in path
     return is_name and not os.path.lexists(path)
 
 
 def link_findings(splits: datasets.DatasetDict, image_column: str, name: str) -> list[str]:
-    """The images of a local data set that are links, or lie behind links, which lead out of its folder."""
+    """Return the images of a local data set that links lead out of its folder: links, or files behind links."""
     folder = Path(name).expanduser()
     if not folder.exists():
         return []

@@ -7,10 +7,10 @@ from random import Random
 import cv2
 import numpy as np
 
-from ..errors import InputError
+from ..limits import check_range
 
-_TRIES = 10  # of a random crop; then the largest central one is taken
-_MEAN_STEPS = 32  # of area and of ratio, over which crops are averaged
+_TRIES = 10  # to draw a crop that fits; after them the largest central one is taken
+_MEAN_STEPS = 32  # of area and of ratio, to average the sizes of crops
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class View:
 
     @classmethod
     def whole(cls, height: int, width: int) -> "View":
-        """The view that shows all of an image."""
+        """Return the view that shows all of an image."""
         return cls(0, 0, height, width, height, width)
 
     def of_image(self, image: np.ndarray, size: int) -> np.ndarray:
-        """`(size, size, 3)` pixels of the view, resized bilinearly without antialias as in the released code."""
+        """Return the pixels of the view, `(size, size, 3)`; bilinear without antialias, as in the released code."""
         crop = image[self.top : self.top + self.height, self.left : self.left + self.width]
         pixels = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
         if self.horizontal_flip or self.vertical_flip:
@@ -47,7 +47,7 @@ class View:
         return pixels
 
     def crop_box(self) -> tuple[float, float, float, float]:
-        """(top, left, bottom, right) as fractions of the image; a flip swaps its two edges (`resample_density`)."""
+        """Return (top, left, bottom, right) as fractions of the image; a flip swaps two (see `resample_density`)."""
         top, bottom = self.top / self.image_height, (self.top + self.height) / self.image_height
         left, right = self.left / self.image_width, (self.left + self.width) / self.image_width
         if self.vertical_flip:
@@ -62,9 +62,12 @@ class RandomView:
     """Random resized crop and flips; the crop follows torchvision's `RandomResizedCrop`.
 
     Args:
-        min_scale: least area of the crop as a share of the image, in (0, 1]; at most all of it.
+        min_scale: least area of the crop as a share of the image, in (0, 1]; the largest is all of it.
         ratio: range of the crop's width / height.
-        horizontal_flip, vertical_flip: probabilities.
+        horizontal_flip, vertical_flip: probabilities, in [0, 1].
+
+    Raises:
+        InputError: for a share or probability that is out of range.
     """
 
     min_scale: float = 0.67
@@ -73,11 +76,9 @@ class RandomView:
     vertical_flip: float = 0.5
 
     def __post_init__(self):
-        if not 0 < self.min_scale <= 1:
-            raise InputError(f"crop_min_scale is {self.min_scale}; it must be in (0, 1]")
-        for name in ("horizontal_flip", "vertical_flip"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it is a probability, in [0, 1]")
+        check_range("crop_min_scale", self.min_scale)
+        check_range("horizontal_flip", self.horizontal_flip)
+        check_range("vertical_flip", self.vertical_flip)
 
     def __call__(self, height: int, width: int, rng: Random) -> View:
         """Draw a view of an image of `height` x `width` pixels."""
@@ -100,7 +101,7 @@ class RandomView:
         return min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
 
     def mean_size(self, height: int, width: int) -> tuple[float, float]:
-        """Mean height and width of the crops of an image of `height` x `width` pixels."""
+        """Return the mean height and width, in pixels, of the crops of an image of `height` x `width` pixels."""
         steps = (np.arange(_MEAN_STEPS) + 0.5) / _MEAN_STEPS
         area = height * width * (self.min_scale + (1 - self.min_scale) * steps)[:, None]
         ratio = self.ratio[0] * (self.ratio[1] / self.ratio[0]) ** steps

@@ -7,7 +7,7 @@ from .weighting import _TINY
 
 
 def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
-    """Omega of Eq. 2: the share of keypoint pixels in every `cell_size` x `cell_size` cell.
+    """Return Omega of Eq. 2: the share of keypoint pixels in every `cell_size` x `cell_size` cell.
 
     Args:
         keypoint_map: `(height, width)`, uint8, values {0, 1}.
@@ -28,7 +28,7 @@ def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
 
 
 def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: int) -> torch.Tensor:
-    """Density in the cells of crops, by exact area averages of density grids of the whole images.
+    """Return the density in the cells of crops, by exact area averages of density grids of the whole images.
 
     Args:
         density: `(batch_size, rows, columns)`, float, in [0, 1], over the whole images.
@@ -42,13 +42,13 @@ def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: i
     top, left, bottom, right = crop_box.float().unbind(1)
     rows = _overlaps(density.shape[1], top, bottom, num_cells)
     columns = _overlaps(density.shape[2], left, right, num_cells)
-    # autocast would round to 8 or 11 bits, which at T = 0.1 is up to 3% of a weight
+    # Autocast would round to 8 or 11 bits: at T = 0.1 an error of up to 3% of a weight.
     with torch.autocast(density.device.type, enabled=False):
         return (rows @ density.float() @ columns.transpose(1, 2)).clamp(0.0, 1.0)
 
 
 def _overlaps(num_source: int, start: torch.Tensor, stop: torch.Tensor, num_target: int) -> torch.Tensor:
-    """(batch, num_target, num_source) share of each target interval that each source interval covers; rows sum to 1."""
+    """Return the share of each target interval that each source interval covers: `(batch, num_target, num_source)`."""
     steps = torch.linspace(0, 1, num_target + 1, device=start.device)
     edges = torch.lerp(start[:, None], stop[:, None], steps) * num_source
     lower, upper = torch.aminmax(torch.stack([edges[:, :-1], edges[:, 1:]]), dim=0)

@@ -1,4 +1,4 @@
-"""Keypoint maps: where a detector fires on an image (arXiv:2407.13873, section 3.3.1).
+"""Keypoint maps: where a detector finds keypoints in an image (arXiv:2407.13873, section 3.3.1).
 
 A map is the paper's F: one value in {0, 1} for each pixel. To weight by something other than keypoints, add a
 factory to `DETECTORS`, or any callable with the signature of `KeypointDetector`: image in, map out.
@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 
 from ..errors import InputError
+from ..limits import check_choice
 
-# Part of every cache key: raise it whenever a change here or in density.py alters a map or a stored density, or old
-# caches go on being used.
+# Part of every cache key. Raise it with every change, here or in density.py, that alters a map or a stored density:
+# otherwise old caches stay in use.
 KEYPOINTS_VERSION = 2
 DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
     "fast": cv2.FastFeatureDetector.create,
@@ -31,8 +32,8 @@ class KeypointDetector:
 
     Args:
         name: a key of `DETECTORS`.
-        footprint: "circle" stamps the anti-aliased ring of radius 3 px that `cv2.drawKeypoints` draws, binarised
-            (what the published numbers used); "point" sets the nearest pixel only (the equation read literally).
+        footprint: "circle" draws the ring of radius 3 px of `cv2.drawKeypoints`, each of its pixels 1 (as for the
+            published numbers); "point" sets the nearest pixel only (the equation read literally).
         parameters: keyword arguments of the OpenCV factory, for example `{"threshold": 20}`; OpenCV's defaults
             where absent.
 
@@ -45,10 +46,8 @@ class KeypointDetector:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.name not in DETECTORS:
-            raise InputError(f"keypoint_detector is {self.name!r}; allowed: {', '.join(DETECTORS)}")
-        if self.footprint not in FOOTPRINTS:
-            raise InputError(f"keypoint_footprint is {self.footprint!r}; allowed: {', '.join(FOOTPRINTS)}")
+        check_choice("keypoint_detector", self.name, DETECTORS)
+        check_choice("keypoint_footprint", self.footprint, FOOTPRINTS)
         try:
             self._opencv()
         except (TypeError, cv2.error) as error:
@@ -59,10 +58,10 @@ class KeypointDetector:
         return _opencv_detector(self.name, tuple(sorted(self.parameters.items())))
 
     def detect(self, image: np.ndarray) -> Sequence[cv2.KeyPoint]:
-        """Keypoints of an RGB image.
+        """Return the keypoints of an RGB image.
 
-        The RGB array is handed to OpenCV as it is, as the released code does; OpenCV's own gray conversion then
-        weights red and blue the other way round.
+        OpenCV gets the RGB array as it is, as in the released code. OpenCV expects BGR, so its own gray conversion
+        swaps the weights of red and blue.
 
         Args:
             image: `(height, width, 3)`, uint8.
@@ -74,7 +73,7 @@ class KeypointDetector:
         return self._opencv().detect(image, None)
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Keypoint map of an RGB image.
+        """Return the keypoint map of an RGB image.
 
         Args:
             image: `(height, width, 3)`, uint8.
@@ -101,9 +100,9 @@ def _check_image(image: Any) -> None:
 
 
 def draw_rings(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
-    """Binarised drawing of `cv2.drawKeypoints`: a ring of radius 3 px around every keypoint.
+    """Draw a ring of radius 3 px around every keypoint with `cv2.drawKeypoints`.
 
-    For keypoints at whole pixels (FAST) it equals dilating the point map with one ring, at about 20 times the cost.
+    Where keypoints lie at whole pixels (FAST), dilating the point map with one ring gives the same, 20 times faster.
 
     Returns:
         `(height, width)`, uint8, values {0, 1}.

@@ -14,7 +14,7 @@ def masked_loss(
     weights: torch.Tensor | None = None,
     loss: str = "l1",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the masked pixels and channels of `W * |reconstruction - target|`, or of `W * (...)^2`.
+    """Return the mean over masked pixels and channels of `W * |reconstruction - target|` (Eq. 3), or `W * (...)^2`.
 
     Without weights "l1" is SimMIM's loss (Eq. 1) and "mse" MAE's (arXiv:2111.06377), both equal to those of
     transformers' models. The error is summed once over the largest cells that divide both a mask token and a weight
@@ -62,7 +62,7 @@ def masked_loss(
 
 
 def patch_statistics(pixels: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of every patch over its pixels and channels, by which MAE normalizes its targets.
+    """Return mean and deviation of every patch over its pixels and channels, by which MAE normalizes its targets.
 
     The deviation is sqrt(variance + 1e-6), with the unbiased variance (arXiv:2111.06377, section 4).
 

@@ -8,7 +8,7 @@ import torch
 
 
 def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_ratio: float, rng: Random) -> np.ndarray:
-    """Random mask of square blocks over the model's tokens.
+    """Draw a mask of square blocks over the model's tokens.
 
     Exactly `ceil(mask_ratio * number of blocks)` blocks are masked, never more or fewer.
 
@@ -31,20 +31,20 @@ def block_mask(image_size: int, mask_patch_size: int, patch_size: int, mask_rati
 
 
 def num_masked_blocks(num_blocks: int, mask_ratio: float) -> int:
-    """Blocks that are masked of an image's: `ceil(mask_ratio * num_blocks)`."""
+    """Return how many of an image's blocks are masked: `ceil(mask_ratio * num_blocks)`."""
     return math.ceil(mask_ratio * num_blocks)
 
 
 def random_order(count: int, rng: Random) -> np.ndarray:
-    """Random permutation of `count` numbers, `(count,)` int64."""
+    """Draw a permutation of the numbers below `count`: `(count,)`, int64."""
     return np.frombuffer(rng.randbytes(8 * count), np.uint64).argsort(kind="stable")
 
 
 def upsample(grid: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """A mask of tokens, or weights of cells, on a finer grid: `(batch_size, rows, columns)`.
+    """Return a mask of tokens, or weights of cells, on a finer grid: `(batch_size, rows, columns)`.
 
     Args:
-        grid: `(batch_size, old_rows, old_columns)`; rows and columns are multiples of its own.
+        grid: `(batch_size, old_rows, old_columns)`; rows and columns are multiples of these.
     """
     if grid.shape[1:] == (rows, columns):
         return grid

@@ -1,6 +1,6 @@
-"""Keypoint density to loss weights (arXiv:2407.13873, Eq. 2), and controls.
+"""Turn keypoint densities into loss weights (arXiv:2407.13873, Eq. 2); the controls of the experiments.
 
-Densities are found in the loader, image by image; weights are computed on the device, for a whole batch at once.
+The loader finds the density of each image; the device computes the weights of a whole batch at once.
 
 A weighting is a function `(density, temperature, cell_order) -> weights` over the cells of each image. To try another
 one, write that function and add it to `WEIGHTINGS`; the command line, the map step and the trainer need nothing else.
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..errors import InputError
-from ..limits import RANGES
+from ..limits import check_choice, check_range
 
 MAX_EXPONENT = 20.0
 _TINY = torch.finfo(torch.float32).tiny
@@ -21,7 +20,7 @@ Weighting = Callable[[torch.Tensor, float, torch.Tensor | None], torch.Tensor]
 
 
 def keypoint_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
-    """Eq. 2: `W = exp(Omega / T) / min(exp(Omega / T))`, Omega / T clipped to [-20, 20] as in the released code.
+    """Return `W = exp(Omega / T) / min(exp(Omega / T))` (Eq. 2); Omega / T is clipped to [-20, 20], as released.
 
     Args:
         density: `(..., rows, columns)`, float, in [0, 1].
@@ -35,15 +34,18 @@ def keypoint_weights(density: torch.Tensor, temperature: float, cell_order: torc
 
 
 def constant_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean keypoint weight in every cell: KAMIM's loss scale without its selectivity."""
+    """Return the mean keypoint weight in every cell: the scale of KAMIM's loss, without a choice of cells."""
     return keypoint_weights(density, temperature).mean(_CELLS, keepdim=True).expand(density.shape)
 
 
 def shuffled_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
-    """The keypoint weights with the cells permuted: their distribution without their place.
+    """Return the keypoint weights with the cells permuted: the same values in other places.
 
     Args:
         cell_order: `(..., rows * columns)`, int64, a permutation for each image.
+
+    Raises:
+        ValueError: without a `cell_order`.
     """
     if cell_order is None:
         raise ValueError("shuffled weights need a cell_order, a permutation of the cells for each image")
@@ -52,7 +54,7 @@ def shuffled_weights(density: torch.Tensor, temperature: float, cell_order: torc
 
 
 def inverse_weights(density: torch.Tensor, temperature: float, cell_order: torch.Tensor | None = None) -> torch.Tensor:
-    """`max(W) / W`: the same range, with the most weight where there are the fewest keypoints."""
+    """Return `max(W) / W`: the same range, with the largest weights where there are the fewest keypoints."""
     weights = keypoint_weights(density, temperature)
     return weights.amax(_CELLS, keepdim=True) / weights
 
@@ -85,15 +87,12 @@ class CellWeighting:
     norm: str = "none"
 
     def __post_init__(self):
-        if self.name not in WEIGHTINGS:
-            raise InputError(f"weighting is {self.name!r}; allowed: {', '.join(WEIGHTINGS)}")
-        if self.norm not in WEIGHT_NORMS:
-            raise InputError(f"weight_norm is {self.norm!r}; allowed: {', '.join(WEIGHT_NORMS)}")
-        if not RANGES["temperature"].holds(self.temperature):
-            raise InputError(f"temperature is {self.temperature}; it must be {RANGES['temperature'].words}")
+        check_choice("weighting", self.name, WEIGHTINGS)
+        check_choice("weight_norm", self.norm, WEIGHT_NORMS)
+        check_range("temperature", self.temperature)
 
     def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
-        """Weights of images.
+        """Return the weights of images.
 
         Args:
             density: `(..., rows, columns)`, float, in [0, 1].

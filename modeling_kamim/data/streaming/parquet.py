@@ -1,7 +1,7 @@
-"""The Parquet files of a data set, on disk or on the Hub, opened one by one."""
+"""Open the Parquet files of a data set, on disk or on the Hub, one by one."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +16,16 @@ from datasets.utils.file_utils import xopen
 
 from ...errors import InputError, first_line
 from ..fingerprint import sampled
-from ..loading import loading_reason, open_builder, readable_folders
+from ..loading import loading_errors, open_builder, readable_folders
 from ..stored_density import DensityDetector, OtherDensitiesError, check_column, density_label
-from ..trust import OutsideError, refuse, row_findings
+from ..trust import refuse, row_findings
 
 _OPEN_FILES = 8  # at once
 _FINGERPRINT_FILES = 16
 
 
 class _OpenFile:
-    """A Parquet file: its schema, its row groups."""
+    """An open Parquet file: its schema, its row groups."""
 
     def __init__(self, file: str, folders: Sequence[str] | None = None):
         self.file = file
@@ -35,20 +35,14 @@ class _OpenFile:
             metadata = self._parquet.metadata
             sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self.starts = [0, *accumulate(sizes)]
-
-    @property
-    def num_groups(self) -> int:
-        return len(self.starts) - 1
+        self.num_groups = len(sizes)
+        self.schema: pa.Schema = self._parquet.schema_arrow
 
     @property
     def summary(self) -> str:
-        """Rows, sizes and, where they are told, the least and largest values of the first row group."""
+        """Facts of the first row group, and the first row of every group."""
         metadata = self._parquet.metadata
         return str(metadata.row_group(0).to_dict() if metadata.num_row_groups else {}) + str(self.starts)
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self._parquet.schema_arrow
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         with _reading(self.file):
@@ -65,8 +59,8 @@ def _reading(file: str) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"cannot read {file}: {first_line(error)}. If the file is whole, go on from the last checkpoint with "
-            "--resume_from_checkpoint"
+            f"cannot read {file}: {first_line(error)}. Replace it if it is damaged; else go on from the last "
+            "checkpoint with --resume_from_checkpoint"
         ) from error
 
 
@@ -77,7 +71,7 @@ class ParquetFiles:
     Args:
         files: paths, or addresses `hf://datasets/...` of the Hub, sorted.
         features: of their rows.
-        folders: where images may lie that the rows name instead of holding them; None for anywhere.
+        folders: in which images may lie whose paths the rows give; None for anywhere.
     """
 
     files: tuple[str, ...]
@@ -88,27 +82,27 @@ class ParquetFiles:
         return len(self.files)
 
     def open(self, number: int) -> _OpenFile:
-        """One of the files.
+        """Open one of the files.
 
         Raises:
             InputError: if it cannot be read.
-            OutsideError: when rows are read that name files outside of `folders`.
+            OutsideError: on reading rows that name files outside of `folders`.
         """
         return _OpenFile(self.files[number], self.folders)
 
     @cached_property
     def fingerprint(self) -> str:
-        """What the names of the files, without their folders, their order and the rows of some of them come to."""
+        """Hash of the names of the files (without folders), their order, and the footers of 16 of them."""
         digest = hashlib.sha256("\n".join(file.rsplit("/", 1)[-1] for file in self.files).encode())
         for number in sampled(len(self), _FINGERPRINT_FILES):
             digest.update(self.open(number).summary.encode())
         return digest.hexdigest()[:16]
 
     def check_densities(self, densities: DensityDetector) -> None:
-        """Look at the first stored density of every file, as `kamim prepare` may have written them.
+        """Check the first stored density of every file, such as `kamim prepare` writes.
 
         Raises:
-            OtherDensitiesError: if not every file holds these very densities.
+            OtherDensitiesError: unless every file holds these very densities.
             InputError: if a file cannot be read.
         """
         check_column(self.features, densities)
@@ -123,7 +117,7 @@ class ParquetFiles:
             pool.shutdown(cancel_futures=True)
 
     def _density_label(self, number: int, column: str) -> str | None:
-        """Label of the first whole density among the first rows of a file; None of a file without rows."""
+        """Return the label of the first whole density in the first row group; None for a file without rows."""
         file = self.open(number)
         group = next((group for group, end in enumerate(file.starts[1:]) if end), None)
         if group is None:
@@ -136,7 +130,7 @@ class ParquetFiles:
 def load_parquet(
     name: str | None, config_name: str | None = None, trust_data_files: bool = False
 ) -> dict[str, ParquetFiles]:
-    """The splits of a data set of Parquet files.
+    """Return the splits of a data set of Parquet files.
 
     Args:
         name: a Parquet file, a folder of them, or a Hub id.
@@ -149,26 +143,16 @@ def load_parquet(
     """
     if name is None:
         raise InputError("--streaming needs --dataset_name: a Parquet file, a folder of them, or the id of a data set")
-    try:
+    with loading_errors(f"stream data set {name!r}", "a Parquet file, a folder of Parquet files"):
         builder = open_builder(name, config_name, trust_data_files)
-    except OutsideError:
-        raise
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"cannot stream data set {name!r}: {loading_reason(error)}. Give a Parquet file, a folder of Parquet "
-            "files, or the id of a data set on the Hub"
-        ) from error
     splits = {str(split): tuple(sorted(map(str, files))) for split, files in (builder.config.data_files or {}).items()}
-    others = [file for files in splits.values() for file in files if not file.endswith(".parquet")]
-    if others or not splits:
+    all_files = [file for files in splits.values() for file in files]
+    others = [file for file in all_files if not file.endswith(".parquet")]
+    if others or not all_files:
         raise InputError(
             f"--streaming reads Parquet files, and data set {name!r} holds {others[0] if others else 'none'}. Write it "
             "as Parquet with kamim prepare, or leave out --streaming"
         )
-    features = builder.info.features or datasets.Features.from_arrow_schema(_OpenFile(_any(splits)).schema)
+    features = builder.info.features or datasets.Features.from_arrow_schema(_OpenFile(all_files[0]).schema)
     folders = None if trust_data_files else readable_folders(builder, Path(name).expanduser())
     return {split: ParquetFiles(files, features, folders) for split, files in splits.items()}
-
-
-def _any(splits: Mapping[str, tuple[str, ...]]) -> str:
-    return next(file for files in splits.values() for file in files)

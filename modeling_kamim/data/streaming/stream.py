@@ -1,7 +1,7 @@
 """Samples of a stream of Parquet files, read while the model trains.
 
-Crop, flips and mask of a sample depend on (seed, pass, file, row): on no reader and on no order. What is read when is
-told in `stream_reader.py`.
+Crop, flips and mask of a sample depend on (seed, pass, file, row) alone, not on readers or orders. See `reader.py` for
+the order of the rows.
 """
 
 import json
@@ -27,7 +27,7 @@ STREAM_EVAL_SAMPLES = 1000
 
 @dataclass
 class StreamingArguments:
-    """Training without a copy of the data."""
+    """How the data are streamed."""
 
     _argument_group_name = "streaming"
 
@@ -42,8 +42,8 @@ class StreamingArguments:
     shuffle_buffer: int = field(
         default=1000,
         metadata={
-            "help": "Streaming: rows that a reader (a worker of a process) shuffles together, in memory as they are "
-            "encoded, and twice as many while it reads on; at least a row group. Files and row groups are shuffled too."
+            "help": "Streaming: rows that a reader (a worker of a process) shuffles together; at least a row group. It "
+            "holds up to twice as many in memory, encoded. Files and row groups are shuffled too."
         },
     )
 
@@ -52,13 +52,13 @@ class StreamingArguments:
 
 
 logger = logging.getLogger(__name__)
-_ROW_BITS = 40  # of a sample's number; the others are its file's
+_ROW_BITS = 40  # of a sample's number; the higher bits are its file's number
 
 
 class Progress(NamedTuple):
-    """What a sample, or a batch, tells of the stream: its reader within the process, and where that is behind it.
+    """Where the stream is after a sample or batch: its reader, by number within the process, and position.
 
-    `bad_images` are lines on those that were left out on the way.
+    `bad_images` has a line for each image that was left out on the way.
     """
 
     reader: int
@@ -67,12 +67,12 @@ class Progress(NamedTuple):
 
 
 class SampleStream(IterableDataset):
-    """Samples of a stream without an end: pass after pass over the files.
+    """Samples of an endless stream: pass after pass over the files.
 
-    It keeps the positions behind the samples that were trained on (`advance`), whatever a loader reads ahead.
+    It keeps the positions after the samples that were trained on (`advance`), however far a loader reads ahead.
 
     Args:
-        readers: of this process, one for each worker of its loader, or the only one.
+        readers: of this process, one for each worker of its loader; one if there is no worker.
         transform: from a row and a `random.Random` to a sample.
         skip_bad_images: leave out and report images that cannot be decoded.
     """
@@ -93,7 +93,7 @@ class SampleStream(IterableDataset):
         shuffle_buffer: int,
         skip_bad_images: bool,
     ) -> "SampleStream":
-        """The part of a stream that this process trains on."""
+        """Return the part of a stream that this process trains on."""
         num_workers = max(1, args.dataloader_num_workers)
         first, total = args.process_index * num_workers, args.world_size * num_workers
         readers = [
@@ -104,12 +104,12 @@ class SampleStream(IterableDataset):
 
     @property
     def content(self) -> str:
-        """What tells these files from others, see `ParquetFiles.fingerprint`."""
+        """Fingerprint of the files, see `ParquetFiles.fingerprint`."""
         return self.readers[0].files.fingerprint
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that all readers of this process have completed."""
+        """Number of passes over the data that all readers of this process have completed."""
         return min(position.epoch for position in self.positions)
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], Progress]]:
@@ -151,12 +151,12 @@ class SampleStream(IterableDataset):
         return {**self.transform(columns, rng), "sample_index": number}
 
     def name_of(self, sample_index: int) -> str:
-        """Row and file of a sample."""
+        """Return the row and file of a sample, in words."""
         file = self.readers[0].files.files[sample_index >> _ROW_BITS]
         return f"row {sample_index & ((1 << _ROW_BITS) - 1)} of {file}"
 
     def advance(self, progress: Progress) -> None:
-        """Note that a batch was trained on."""
+        """Record that a batch was trained on."""
         self.positions[progress.reader] = progress.position
         self.next_reader = (progress.reader + 1) % len(self.readers)
 
@@ -166,31 +166,28 @@ class SampleStream(IterableDataset):
         _state_file(folder, process_index).write_text(json.dumps(state) + "\n", encoding="utf-8")
 
     def restore(self, folder: Path, process_index: int, force: bool = False) -> None:
-        """Go on where a checkpoint was written.
+        """Go on at the position that a checkpoint holds.
 
         Args:
-            force: where the checkpoint is not of this stream and these readers, begin the pass after its last one.
+            force: if the checkpoint is not of this stream and these readers, begin the pass after its last one.
 
         Raises:
             InputError: if the checkpoint is not of this stream and these readers, unless forced.
         """
         file = _state_file(folder, process_index)
         state = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        identity = self._identity()
+        identity = self._identity().items() if state else ()
+        differing = [f"{key}: {state[key]} then, {value} now" for key, value in identity if state[key] != value]
         if not state:
             differing = [f"{file.name} is missing: it was saved without --streaming, or by fewer processes"]
-        else:
-            differing = [
-                f"{key}: {state[key]} then, {value} now" for key, value in identity.items() if state[key] != value
-            ]
         if not differing:
             self.positions = [Position(*position) for position in state["positions"]]
             self.next_reader = state["next_reader"]
             return
         if not force:
             raise InputError(
-                f"the place in the stream cannot be found again from {folder} ({'; '.join(differing)}). Resume with "
-                "the same files, seed, --shuffle_buffer, processes and --dataloader_num_workers, or begin another pass "
+                f"cannot find the place in the stream again from {folder} ({'; '.join(differing)}). Resume with the "
+                "same files, seed, --shuffle_buffer, processes and --dataloader_num_workers, or begin another pass "
                 "over the data with --force_resume true"
             )
         states = [json.loads(other.read_text(encoding="utf-8")) for other in folder.glob(_state_file(folder, "*").name)]
@@ -214,14 +211,14 @@ def _state_file(folder: Path, process_index: int | str) -> Path:
 
 
 def _as_source(image: Any) -> dict[str, Any]:
-    """An image of a Parquet file, which may be a struct, plain bytes or a path, as `decode_image` takes it."""
+    """Return an image of a Parquet file (a struct, plain bytes or a path) as `decode_image` takes it."""
     if isinstance(image, Mapping):
         return {"bytes": image.get("bytes"), "path": image.get("path")}
     return {"bytes": image if isinstance(image, bytes) else None, "path": image if isinstance(image, str) else None}
 
 
 def collate_stream(items: Sequence[tuple[dict[str, Any], Progress]]) -> dict[str, Any]:
-    """A batch of samples; its "progress" is that of its last sample, with the bad images before each of them."""
+    """Return a batch of samples; its "progress" is that of its last sample, with the bad images before them all."""
     samples, steps = zip(*items, strict=True)
     bad_images = tuple(line for step in steps for line in step.bad_images)
     return {**default_collate(list(samples)), "progress": steps[-1]._replace(bad_images=bad_images)}
