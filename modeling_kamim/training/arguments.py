@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from ..data.samples import MaskedImageTransform
@@ -17,7 +18,6 @@ from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
 from ..objective.weighting import CellWeighting
 from .hardware import Hardware, find_hardware
-from .launch import is_on
 from .recipe import check_recipe
 
 
@@ -82,9 +82,8 @@ class KamimArguments:
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
 
     def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
-        """From a row of images to a sample of the training."""
-        weighting = self.weighting != "none"
-        densities = self.densities() if weighting and self.keypoint_source == "map" else None
+        """Return the callable that makes a sample of the training from a row of images."""
+        is_weighted, is_online = self.weighting != "none", self.keypoint_source == "online"
         return MaskedImageTransform(
             image_column=image_column,
             image_size=self.image_size,
@@ -93,19 +92,23 @@ class KamimArguments:
             mask_ratio=self.mask_ratio,
             weight_patch_size=self.weight_patch_size,
             random_view=self.random_view(),
-            detector=self.detector() if weighting and not densities else None,
-            densities=densities,
+            detector=self.detector() if is_weighted and is_online else None,
+            densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
         )
 
     def cell_weighting(self) -> CellWeighting | None:
-        """The weighting that these arguments describe; None for SimMIM."""
+        """Return the weighting that these arguments describe; None for SimMIM."""
         if self.weighting == "none":
             return None
         return CellWeighting(self.weighting, self.temperature, self.weight_norm)
 
     def detector(self) -> KeypointDetector:
-        """The detector that these arguments describe."""
+        """Return the detector that these arguments describe.
+
+        Raises:
+            InputError: if `keypoint_detector_args` is no JSON object, or the detector does not take them.
+        """
         try:
             parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
         except ValueError as error:
@@ -115,11 +118,11 @@ class KamimArguments:
         return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
 
     def densities(self) -> DensityDetector:
-        """The detector of whole images that these arguments describe."""
+        """Return the detector of whole images that these arguments describe."""
         return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
 
     def random_view(self) -> RandomView:
-        """The crop and flips that these arguments describe."""
+        """Return the crop and flips that these arguments describe."""
         return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
 
 
@@ -138,11 +141,11 @@ OWN_SCHEDULE = "cosine_warmup_with_min_lr"
 
 @dataclass
 class RecipeArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
+    """transformers' `TrainingArguments` with the paper's schedule; precision and attention adapt to the machine."""
 
     _argument_group_name = "training (all of transformers' TrainingArguments)"
     schedule_ends: ClassVar[dict[str, float]]
-    metrics: ClassVar[tuple[str, ...]]  # of an evaluation while it trains
+    metrics: ClassVar[tuple[str, ...]]  # of evaluations during the training
 
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
     per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
@@ -192,9 +195,9 @@ class RecipeArguments(TrainingArguments):
     def __post_init__(self):
         check_output_dir(self.output_dir)
         check_ranges(self)
-        self._is_cpu_asked_for = self.use_cpu or is_on("ACCELERATE_USE_CPU")
+        self._is_cpu_asked_for = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         hardware = find_hardware(self._is_cpu_asked_for)
-        self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
+        self.use_cpu: bool = hardware.device == "cpu"  # else transformers refuses bf16 without an accelerator
         self._set_precision(hardware)
         if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == OWN_SCHEDULE:
             self.lr_scheduler_kwargs = dict(self.schedule_ends)
@@ -231,15 +234,17 @@ class RecipeArguments(TrainingArguments):
 
     @property
     def attn_implementation(self) -> str:
-        """The attention that `attention` means on this device, as transformers names it."""
+        """The attention to use on this device, by its name in transformers."""
         if self.attention != "auto":
             return self.attention
         return "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
 
     def describe_speed(self) -> str:
-        """The settings that decide the speed, and what chose them."""
+        """Return the settings that decide the speed, and why they were chosen, as a sentence for the log."""
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
-        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self._is_precision_chosen else "as asked for"
+        reasons = {"bf16": "hardware that computes in it", "fp16": "a GPU without bf16"}
+        reason = reasons.get(precision, "hardware without bf16 units")
+        chosen = f"chosen for {reason}" if self._is_precision_chosen else "as asked for"
         attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
         compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
         optimizer = getattr(self.optim, "value", self.optim)
@@ -268,12 +273,5 @@ class PretrainingArguments(RecipeArguments):
 
     def __post_init__(self):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
-            self.greater_is_better: bool | None = False  # transformers knows this of names in "loss" alone
+            self.greater_is_better: bool | None = False  # transformers knows this of names that end in "loss" alone
         super().__post_init__()
-
-
-_PRECISION_REASONS = {
-    "bf16": "hardware that computes in it",
-    "fp16": "a GPU without bf16",
-    "fp32": "hardware without bf16 units",
-}
