@@ -75,7 +75,12 @@ def main() -> None:
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))
     if publisher is None:
         logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
-        return
+    else:
+        publish(publisher, output_dir)
+
+
+def publish(publisher: Publisher, output_dir: Path) -> None:
+    """Upload a prepared data set; raise InputError where that fails."""
     try:
         publisher.prepare()
         card = published_dataset_card(DatasetCard.load(output_dir / "README.md"), publisher.repo_id)

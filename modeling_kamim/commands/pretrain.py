@@ -10,13 +10,14 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from torch.utils.data import default_collate
-from transformers import set_seed
+from transformers import ViTImageProcessor, set_seed
 
 from ..data.attach_density import choose_pixel_range, prepare_images
 from ..data.augmentation import ClassificationTransform
@@ -40,7 +41,7 @@ from ..training.forecast import tell_duration
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings
 from ..training.run_directory import claimed, step_of
-from ..training.sources import open_source
+from ..training.sources import Source, open_source
 from ..training.trainer import MaskedImageTrainer
 from .endings import run
 from .parser import changed, command, given_settings, parse
@@ -98,33 +99,13 @@ def pretrain(
     card = partial(pretraining_card, page.run, model.config)
     page.ask_hub(card())
 
-    transform = kamim_args.transform(source.image_column, model.config.patch_size)
-    with training_args.main_process_first(desc="measuring pixels"):
-        images, saved_range = source.known(transform.columns), pixel_range_of(processor)
-        pixel_range = choose_pixel_range(images, source.image_column, saved_range, data_args.num_proc)
-    keep_pixel_range(processor, pixel_range)
-    transform = dataclasses.replace(transform, pixel_range=pixel_range)
-    source.make_samples(transform)
-    if kamim_args.weighting != "none" and training_args.process_index == 0:
-        check_samples(source.known_samples(transform))
-    source.list_bad_images()
-    shown = source.shown(transform)
-
+    shown = make_samples(source, kamim_args, model.config.patch_size, processor)
     describe_run(kamim_args, training_args, model, source.num_images)
     tell_duration(model, training_args, source.num_images, step_of(Path(checkpoint)) if checkpoint else 0)
+
     groups = (data_args, kamim_args, stream_args, probe_args, training_args)
-    trainer = source.trainer_class(
-        model=model,
-        args=training_args,
-        train_dataset=source.train_samples,
-        eval_dataset=source.eval_samples,
-        data_collator=default_collate,
-        processing_class=processor,
-        weighting=kamim_args.cell_weighting(),
-        num_cells=kamim_args.image_size // kamim_args.weight_patch_size,
-        run_settings=run_settings(*groups, num_train_images=source.num_images),
-        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
-    )
+    settings = run_settings(*groups, num_train_images=source.num_images)
+    trainer = build_trainer(source, kamim_args, model, processor, settings)
     steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
     if steps:
         trainer.add_callback(online_probe(trainer, data_args, probe_args, steps))
@@ -148,6 +129,45 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
     kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS} | {"dataset_name": dataset}
     config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
     return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+
+
+def make_samples(
+    source: Source, kamim_args: KamimArguments, patch_size: int, processor: ViTImageProcessor
+) -> SampleDataset:
+    """Make the samples of a source, and return those for the picture; the processor gets the range of the pixels."""
+    transform = kamim_args.transform(source.image_column, patch_size)
+    with source.args.main_process_first(desc="measuring pixels"):
+        images, saved_range = source.known(transform.columns), pixel_range_of(processor)
+        pixel_range = choose_pixel_range(images, source.image_column, saved_range, source.data_args.num_proc)
+    keep_pixel_range(processor, pixel_range)
+    transform = dataclasses.replace(transform, pixel_range=pixel_range)
+    source.make_samples(transform)
+    if kamim_args.weighting != "none" and source.args.process_index == 0:
+        check_samples(source.known_samples(transform))
+    source.list_bad_images()
+    return source.shown(transform)
+
+
+def build_trainer(
+    source: Source,
+    kamim_args: KamimArguments,
+    model: KamimForMaskedImageModeling,
+    processor: ViTImageProcessor,
+    settings: dict[str, Any],
+) -> MaskedImageTrainer:
+    """Return the trainer of the samples of a source; `settings` are compared on resuming."""
+    return source.trainer_class(
+        model=model,
+        args=source.args,
+        train_dataset=source.train_samples,
+        eval_dataset=source.eval_samples,
+        data_collator=default_collate,
+        processing_class=processor,
+        weighting=kamim_args.cell_weighting(),
+        num_cells=kamim_args.image_size // kamim_args.weight_patch_size,
+        run_settings=settings,
+        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
+    )
 
 
 def online_probe(

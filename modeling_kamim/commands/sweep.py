@@ -13,9 +13,11 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 from ..errors import InputError
 from ..files import check_output_dir
@@ -30,17 +32,15 @@ class SweepArguments:
 
     _argument_group_name = "sweep"
 
-    command: Literal["pretrain", "evaluate"] = field(metadata={"help": "Command that is swept."})
-    base: str = field(metadata={"help": "YAML file that every point starts from."})
-    sweep: str = field(
-        metadata={"help": "Arguments of the command and their values (a mapping, or JSON); all combinations run."}
-    )
-    output_dir: str = field(metadata={"help": "Every point writes to a folder in it that is named after its values."})
-    then: list[str] = field(
+    command: Literal["pretrain", "evaluate"] = HfArg(help="Command that is swept.")
+    base: str = HfArg(help="YAML file that every point starts from.")
+    sweep: str = HfArg(help="Arguments of the command and their values (a mapping, or JSON); all combinations run.")
+    output_dir: str = HfArg(help="Every point writes to a folder in it that is named after its values.")
+    then: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "YAML files of `kamim evaluate`, run one after the other on every point's checkpoint."},
+        help="YAML files of `kamim evaluate`, run one after the other on every point's checkpoint.",
     )
-    launcher: str = field(default="", metadata={"help": 'What starts a run, for example "accelerate launch".'})
+    launcher: str = HfArg(default="", help='What starts a run, for example "accelerate launch".')
 
     def __post_init__(self):
         self.points()
@@ -60,12 +60,8 @@ class SweepArguments:
             grid = None
         if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
             raise InputError(f"sweep is {self.sweep}; give lines of 'argument: [value, value]'")
-        values = [[_text(value) for value in values] for values in grid.values()]
-        return [dict(zip(grid, point, strict=True)) for point in itertools.product(*values)]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+        texts = ([v if isinstance(v, str) else json.dumps(v) for v in values] for values in grid.values())
+        return [dict(zip(grid, point, strict=True)) for point in itertools.product(*texts)]
 
 
 def point_name(point: dict[str, str]) -> str:

@@ -1,7 +1,6 @@
 """Draw reconstructions and curves of a pretraining; save figures."""
 
 import contextlib
-import io
 import logging
 import math
 import warnings
@@ -38,9 +37,7 @@ def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> boo
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes stand for what the font lacks
             for file in files:
-                picture = io.BytesIO()
-                figure.savefig(picture, format=file.suffix[1:], dpi=dpi)
-                file.write_bytes(picture.getvalue())
+                figure.savefig(file, dpi=dpi)
     except Exception as error:  # whatever matplotlib, the images in it or the disk raise
         logger.warning("%s could not be drawn, and is left out: %s", files[0].name, first_line(error))
         with contextlib.suppress(OSError):

@@ -84,15 +84,11 @@ def _check_json(file: Path) -> None:
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     if file.name == "trainer_state.json":
-        _check_state(content)
-
-
-def _check_state(content: dict[str, Any]) -> None:
-    unknown = content.keys() - {field.name for field in fields(TrainerState)}
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: not of this version of transformers")
-    if not isinstance(content["global_step"], int):
-        raise ValueError(f"global_step is {content['global_step']!r}")
+        unknown = content.keys() - {field.name for field in fields(TrainerState)}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))}: not of this version of transformers")
+        if not isinstance(content["global_step"], int):
+            raise ValueError(f"global_step is {content['global_step']!r}")
 
 
 def _check_safetensors(file: Path) -> None:
@@ -106,13 +102,8 @@ def _check_zip(file: Path) -> None:
             raise ValueError("there is nothing in it")
 
 
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    ".json": _check_json,
-    ".safetensors": _check_safetensors,
-    ".pt": _check_zip,
-    ".pth": _check_zip,
-    ".bin": _check_zip,
-}
+_ZIPS: dict[str, Callable[[Path], None]] = dict.fromkeys((".pt", ".pth", ".bin"), _check_zip)
+_CHECKS = {".json": _check_json, ".safetensors": _check_safetensors, **_ZIPS}
 
 
 def _faults_of_weights(checkpoint: Path) -> list[str]:

@@ -28,7 +28,8 @@ def check_launch(args: TrainingArguments) -> None:
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started != args.world_size:
         raise InputError(f"{started} processes were started, and each would train alone; {_COMMANDS}")
-    if args.world_size == 1 and _launcher_dropped_processes():
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if args.world_size == 1 and by_accelerate and not any(rank in os.environ for rank in _RANKS):
         raise InputError(
             f"accelerate launch was asked for several processes and started one; {_COMMANDS}. Where one is what you "
             "want, give --num_processes 1, and unset MASTER_ADDR"
@@ -37,11 +38,6 @@ def check_launch(args: TrainingArguments) -> None:
         raise InputError("FSDP would save no model.safetensors; set fsdp_state_dict_type: FULL_STATE_DICT")
     if is_sharded(args) and args.device.type == "cpu":
         raise InputError("FSDP and DeepSpeed need GPUs: accelerate ignores them on CPUs; launch without them")
-
-
-def _launcher_dropped_processes() -> bool:
-    is_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
-    return is_accelerate and "MASTER_ADDR" in os.environ and not any(rank in os.environ for rank in _RANKS)
 
 
 def largest_of_processes(number: int, args: TrainingArguments) -> int:

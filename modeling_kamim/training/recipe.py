@@ -33,7 +33,9 @@ def check_recipe(args: TrainingArguments, metrics: Sequence[str]) -> None:
     """
     _check_loader(args)
     _check_trackers(args.report_to)
-    _check_metric(args.metric_for_best_model, metrics)
+    best = args.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in metrics:
+        raise InputError(f"metric_for_best_model is {best!r}; allowed: {', '.join(metrics)}")
     _check_optimizer(args)
     _check_schedule(args)
     if args.max_steps > 0:
@@ -111,11 +113,6 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise InputError(
                 f"report_to has {name!r}, which is not installed; run: pip install {package.replace('_', '-')}"
             )
-
-
-def _check_metric(name: str | None, metrics: Sequence[str]) -> None:
-    if name is not None and name.removeprefix("eval_") not in metrics:
-        raise InputError(f"metric_for_best_model is {name!r}; allowed: {', '.join(metrics)}")
 
 
 def _check_optimizer(args: TrainingArguments) -> None:

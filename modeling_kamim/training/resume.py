@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 from ..errors import InputError
 from ..files import json_values
 from ..privacy import public_settings
+from .arguments import RecipeArguments
 from .integrity import faults
 from .run_directory import checkpoints, is_own
 
@@ -92,8 +93,7 @@ def _last_whole(output_dir: Path) -> str | None:
 
 def whole_checkpoints(output_dir: Path) -> list[Path]:
     """Return the whole checkpoints of the run that has an output directory, in the order of their steps."""
-    own = [path for path in checkpoints(output_dir) if is_own(output_dir, path)]
-    return [path for path in own if not faults(path)]
+    return [path for path in checkpoints(output_dir) if is_own(output_dir, path) and not faults(path)]
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:
@@ -119,11 +119,11 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {}
     for group in arguments:
-        is_training = isinstance(group, TrainingArguments)
-        settings |= group.to_dict() if is_training else vars(group)
-        if is_training:
-            settings["images_per_step"] = group.total_batch_size  # type: ignore[attr-defined]
-            settings["attn_implementation"] = group.attn_implementation  # type: ignore[attr-defined]
+        if isinstance(group, RecipeArguments):
+            settings |= group.to_dict()
+            settings |= {"images_per_step": group.total_batch_size, "attn_implementation": group.attn_implementation}
+        else:
+            settings |= vars(group)
     return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 

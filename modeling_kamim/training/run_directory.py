@@ -134,32 +134,22 @@ def _open_lock(file: Path, output_dir: Path) -> IO[str]:
             stream = file.open("a+", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{file} cannot be opened ({error}); give another output_dir, or delete it") from error
-        if not _lock(stream, output_dir) or _is_at(stream, file):
+        try:
+            if fcntl is None:
+                raise OSError("this system has none")
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            holder = stream.read() or "another process"
+            stream.close()
+            raise _in_use(output_dir, holder) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second run in it", output_dir, error)
             return stream
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                return stream
         stream.close()  # the run that had the lock has just ended and removed the file
-
-
-def _lock(stream: IO[str], output_dir: Path) -> bool:
-    try:
-        if fcntl is None:
-            raise OSError("this system has none")
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        stream.seek(0)
-        holder = stream.read() or "another process"
-        stream.close()
-        raise _in_use(output_dir, holder) from error
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): start no second run in it", output_dir, error)
-        return False
-    return True
-
-
-def _is_at(stream: IO[str], file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _in_use(output_dir: Path, holder: str) -> InputError:

@@ -109,11 +109,10 @@ class PixelTrainer(PublishingTrainer):
                     raise
                 self._save_before_the_end()
                 raise StoppedError(f"a process that loads data died ({error}). {self._how_to_go_on()}") from error
-        if self._stop.received is not None:
-            message = (
-                f"stopped by signal {self._stop.received} at step {self.state.global_step}. {self._how_to_go_on()}"
-            )
-            raise StoppedError(message, status=128 + self._stop.received)
+        signal = self._stop.received
+        if signal is not None:
+            message = f"stopped by signal {signal} at step {self.state.global_step}. {self._how_to_go_on()}"
+            raise StoppedError(message, status=128 + signal)
         if not self.state.global_step:
             raise StoppedError(
                 "the training took no step, and nothing is trained; look at the number of images and steps"
