@@ -1,4 +1,4 @@
-"""What was learned: the paper's analyses (section 5 and appendix) and more, for any number of models side by side.
+"""Show what models learned: the paper's analyses (section 5 and appendix) and more, of several models side by side.
 
 kamim analyze --models kamim=outputs/mim --output_dir figures
 kamim analyze --models kamim=DIR simmim=DIR mocov3=DIR random --dataset_name path/to/images
@@ -27,13 +27,14 @@ from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..training.run_directory import check_reports
 from .endings import run
 from .parser import parse
+from .program import show_log
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     (args,) = parse((AnalysisArguments,), None, __doc__)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     cv2.setNumThreads(1)
     if {"tsne", "pca"} & set(args.analyses):
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that is named, or for "auto" a GPU if there is one.
+    """Return the device that is named, or for "auto" a GPU if there is one.
 
     Raises:
         InputError: if torch does not know it, or cannot use it here.
@@ -70,10 +71,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_encoders(args: AnalysisArguments, device: torch.device) -> tuple[list[Encoder], dict[str, Encoder]]:
-    """The models that are named, in their order, and from their names to random weights of their architectures."""
+    """Load the named models, in their order; make a reference for each name: its architecture with random weights."""
     named = args.named_models()
     loaded = {name: load_encoder(name, path, device) for name, path in named.items() if path is not None}
-    random: dict[str, Encoder] = {}  # from an architecture
+    random: dict[str, Encoder] = {}  # by architecture
     for name, encoder in loaded.items() if RANDOM in named or args.random_reference else ():
         if encoder.architecture not in random:
             title = f"{RANDOM} ({name})" if random else RANDOM
@@ -91,7 +92,7 @@ def facts(
     images: AnalysisImages,
     seconds: float,
 ) -> list[str]:
-    """What the report says first: models, images, time; without local paths."""
+    """Return the first lines of the report, without local paths: models, images, time."""
     models = [f"{encoder.name} ({describe(encoder)})" for encoder in encoders]
     lines = [f"Models: {'; '.join(models)}."]
     for reference in dict.fromkeys(references.values()):
@@ -105,7 +106,7 @@ def facts(
 
 
 def describe(encoder: Encoder) -> str:
-    """Checkpoint, architecture and input of an encoder."""
+    """Return checkpoint, architecture and input of an encoder, in words."""
     source = "random weights" if encoder.checkpoint is None else public_name(encoder.checkpoint)
     patch_size = getattr(encoder.config, "patch_size", None)
     patches = f", patches of {patch_size} px" if isinstance(patch_size, int) else ""

@@ -15,11 +15,7 @@ _SECRET = ("--token", "--hub_token")
 
 
 def bug_report(argv: Sequence[str] | None = None) -> str:
-    """One line: versions, and the command without access tokens.
-
-    Args:
-        argv: the command line with its program; `sys.argv` where None.
-    """
+    """Return one line: versions, and the command (`argv`, by default `sys.argv`) without access tokens."""
     argv = list(sys.argv if argv is None else argv)
     versions = [f"modeling_kamim {__version__}", f"Python {platform.python_version()}", sys.platform]
     versions += [f"{name} {_version(name)}" for name in _PACKAGES]

@@ -1,12 +1,12 @@
-"""Check the images of a data set before training: which cannot be decoded, and what else is worth knowing.
+"""Check the images of a data set before training: list those that cannot be decoded, and what else could matter.
 
 kamim check path/to/images --num_proc 8
 kamim check path/to/images --output bad_images.txt
 kamim check ILSVRC/imagenet-1k --num_proc 16
 
-Every image is decoded as training decodes it, and stored keypoint densities are looked at. `kamim pretrain --bad_images
-skip` leaves the bad ones out.
-A data set whose texts name files outside of its folder is not read, and these are listed; see --trust_data_files.
+Every image is decoded as training decodes it, and stored keypoint densities are checked. `kamim pretrain --bad_images
+skip` leaves bad images out.
+A data set whose metadata name files outside its folder is not read; these files are listed (see --trust_data_files).
 Exit status: 0 if all images are good, 1 if some are bad or outside, 2 for wrong use.
 """
 
@@ -22,13 +22,14 @@ from ..data.trust import OutsideError, link_findings
 from ..errors import InputError
 from .endings import run
 from .parser import parse
+from .program import show_log
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     source, args = parse((SourceArguments, CheckArguments), None, __doc__, positional=("dataset_name",))
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
     output = Path(args.output) if args.output else None
     if output is not None and output.is_dir():
         raise InputError(f"output is {args.output}, a folder; give a file")

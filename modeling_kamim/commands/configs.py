@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def config_file(path: Path) -> Path:
-    """A config file, or the one of this name that comes with the package.
+    """Return a config file, or the one of this name that comes with the package.
 
     Raises:
         InputError: if there is neither.
@@ -43,7 +43,7 @@ def config_file(path: Path) -> Path:
 
 
 def packaged() -> Path:
-    """The folder of the configs that come with this package."""
+    """Return the folder of the configs that come with this package."""
     installed = Path(__file__).parent.parent / "configs"
     return installed if installed.is_dir() else installed.parents[1] / "configs"  # of an editable install
 

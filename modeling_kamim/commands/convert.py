@@ -9,44 +9,39 @@ kamim evaluate --mode linear_probe --model_name_or_path outputs/kamim_vit_base
 Download the file first, from where its authors publish it. Its size is read from its tensors; nothing in it is run.
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 from ..hub.conversion import SOURCES, convert_checkpoint
 from .endings import run
-from .program import program
+from .program import plain_parser, show_log
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=" ".join(program()), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE", help="checkpoint of the source, on this machine")
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="directory to write; empty or not there yet")
     parser.add_argument("--source", choices=SOURCES, required=True, help="whose code the file comes from")
     parser.add_argument(
         "--num_heads",
         type=int,
-        help="attention heads of a ViT, which its file does not tell (default: its authors', else heads 64 wide)",
+        help="attention heads of a ViT, which its file does not tell (default: its authors', or else heads 64 wide)",
     )
     parser.add_argument(
         "--image_size",
         type=int,
-        help="side of a Swin's input in pixels, where its file does not tell (default: a last stage of one window)",
+        help="side of a Swin's input in pixels, where its file does not tell (default: its last stage is one window)",
     )
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
 
     conversion = convert_checkpoint(args.source, args.file, args.output_dir, args.num_heads, args.image_size)
-    config = conversion.model.config
+    model = conversion.model
     logger.info(
         "%s of %.1fM parameters at %d px",
-        type(conversion.model).__name__,
-        conversion.model.num_parameters() / 1e6,
-        config.image_size,
+        *(type(model).__name__, model.num_parameters() / 1e6, model.config.image_size),
     )
     for note in conversion.notes:
         logger.info(note)

@@ -11,11 +11,11 @@ from .program import program
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`, and end it with one line whatever happens.
+    """Run a command's `main`; whatever happens, end the process with one line.
 
-    An `InputError` ends it with exit status 2, a `StoppedError` with its own, Ctrl-C with 130. So do faults of the
-    machine, with status 1: no memory, no room on the disk, a place that cannot be read or written, a closed pipe. Only
-    what is left, which is a bug, shows its traceback, before a line that says what to report.
+    The exit status is 2 after an `InputError`, that of a `StoppedError`, 130 after Ctrl-C, and 1 after a fault of the
+    machine: no memory, no room on the disk, a place that cannot be read or written, a closed pipe. Any other error is a
+    bug: status 1, and a traceback before a line that says what to report.
     """
     try:
         main()
@@ -50,7 +50,7 @@ _WAYS_OUT = {
 
 
 def _fault_of_machine(error: Exception) -> str | None:
-    """A line on a fault of the machine and the way out of it; None for any other error."""
+    """Return a line on a fault of the machine and the way out of it; None for any other error."""
     if is_out_of_memory(error):
         return (
             f"out of memory ({' '.join(first_line(error).split())}); use smaller batches or images, fewer workers, or "
@@ -62,7 +62,7 @@ def _fault_of_machine(error: Exception) -> str | None:
 
 
 def _what_to_report(error: Exception) -> str:
-    from .bug_report import bug_report  # needs what stands above this module
+    from .bug_report import bug_report  # here, as help and typing mistakes must not wait for what it imports
 
     return (
         f"this {type(error).__name__} is a fault of the program, not yours; please report it with the traceback above "
@@ -71,19 +71,14 @@ def _what_to_report(error: Exception) -> str:
 
 
 def _drop_output() -> None:
-    """Have nothing written at exit into a pipe that nobody reads."""
+    """Keep Python from writing, at its exit, into a pipe that nobody reads."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError):
         return
 
 
-def _name() -> str:
-    """`kamim pretrain`, or the name of a script."""
-    first, *rest = program()
-    return rest[-1] if first == "python" else " ".join([first, *rest])
-
-
 def _end(kind: str, message: str, status: int) -> None:
-    print(f"{_name()}: {kind}: {message}", file=sys.stderr)
+    name = " ".join(program()).removeprefix("python ")
+    print(f"{name}: {kind}: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,4 +1,4 @@
-"""Evaluation of a checkpoint, or of random weights: linear probes, nearest neighbors, fine-tuning, reconstructions.
+"""Evaluate a checkpoint, or random weights: linear probes, nearest neighbors, fine-tuning, reconstructions.
 
 kamim evaluate --mode linear_probe --model_name_or_path outputs/mim
 kamim evaluate --protocol cached --probe_layers all --model_name_or_path outputs/mim
@@ -23,6 +23,7 @@ from ..training.launch import check_launch
 from ..training.run_directory import claimed
 from .endings import run
 from .parser import given_settings, parse
+from .program import show_log
 from .tables import CLASSIFICATION_ARGUMENTS
 
 logger = logging.getLogger(__name__)
@@ -30,9 +31,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None, description: str = __doc__) -> None:
     data_args, class_args, training_args = parse(CLASSIFICATION_ARGUMENTS, argv, description)
-    logging.basicConfig(
-        level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
-    )
+    show_log(training_args.process_index)
     output_dir = Path(training_args.output_dir)
     if class_args.report:
         write_report(build_report([Path(folder) for folder in class_args.report]), output_dir)
@@ -45,6 +44,7 @@ def main(argv: Sequence[str] | None = None, description: str = __doc__) -> None:
 
 
 def evaluate(data_args: DataArguments, class_args: ClassificationArguments, training_args: ProbingArguments) -> None:
+    """Score a checkpoint, or random weights, and write the results into the output directory."""
     set_seed(training_args.seed)
     if class_args.mode == "reconstruction":
         compare_reconstructions(data_args, class_args, training_args)

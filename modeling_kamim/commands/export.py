@@ -7,26 +7,23 @@ The features of the exported encoder are compared with those of the checkpoint. 
 code that loads it. The libraries come with: pip install "modeling-kamim[timm,onnx]"
 """
 
-import argparse
 import logging
 from pathlib import Path
 
 from ..hub.export import FORMATS, export_checkpoint
 from .endings import run
-from .program import program
+from .program import plain_parser, show_log
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=" ".join(program()), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("name_or_path", metavar="DIR", help="directory or Hub id of a ViT or Swin checkpoint")
     parser.add_argument("output_dir", type=Path, metavar="OUT", help="directory to write; empty or not there yet")
     parser.add_argument("--format", choices=FORMATS, required=True, help="timm: safetensors; onnx: any batch size")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
     for library in ("onnx_ir", "onnxscript"):
         logging.getLogger(library).setLevel(logging.WARNING)
 

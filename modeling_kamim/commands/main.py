@@ -1,4 +1,4 @@
-"""`kamim COMMAND ...`: one command line for everything. Commands are imported when they are called."""
+"""`kamim COMMAND ...`: one command for everything; each part is imported when it is called."""
 
 import importlib
 import sys
@@ -22,11 +22,11 @@ COMMANDS = {
     "sweep": "print the commands of a table of runs",
     "configs": "list the recipes that come with this package, or copy one",
 }
-_OWN_OPTIONS = ("report", "convert", "export", "configs")  # few, and quickly told by the command itself
+_OWN_OPTIONS = ("report", "convert", "export", "configs")  # these check their few options themselves, quickly
 
 
 def main() -> None:
-    """Run the command that `sys.argv` names, and end the process as it ended."""
+    """Run the command that `sys.argv` names; an error ends the process with one line and an exit status."""
     sys.argv[0] = "kamim"
     run(dispatch)
 
@@ -53,21 +53,17 @@ def dispatch() -> None:
 
 
 def usage() -> str:
-    """What `kamim --help` prints."""
+    """Return what `kamim --help` prints."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: kamim COMMAND [config.yaml] [--key value ...]",
-            "",
-            f"KAMIM {__version__}: keypoint-aware masked image modeling on transformers' ViT and Swin.",
-            "",
-            "commands:",
-            *lines,
-            "",
-            "`kamim COMMAND --help` lists what a command takes. To try it out, on embedded photographs:",
-            "  kamim pretrain --model_size tiny --max_steps 3 --use_cpu",
-            "On several GPUs or machines:",
-            "  accelerate launch -m modeling_kamim.commands.pretrain --model_type vit",
-        ]
-    )
+    lines = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return f"""usage: kamim COMMAND [config.yaml] [--key value ...]
+
+KAMIM {__version__}: keypoint-aware masked image modeling on transformers' ViT and Swin.
+
+commands:
+{lines}
+
+`kamim COMMAND --help` lists what a command takes. To try it out, on embedded photographs:
+  kamim pretrain --model_size tiny --max_steps 3 --use_cpu
+On several GPUs or machines:
+  accelerate launch -m modeling_kamim.commands.pretrain --model_type vit"""

@@ -33,7 +33,7 @@ def parse(
         argument_types: dataclasses, as for `HfArgumentParser`.
         argv: the command line without the program; `sys.argv` where None.
         description: shown by `--help`.
-        positional: arguments that may be given first, without their names, in place of a YAML file.
+        positional: names of arguments whose values may be given first, without their names, in place of a YAML file.
 
     Raises:
         InputError: for a missing or malformed file, an unknown key (with the nearest known one), or a value that is
@@ -59,7 +59,7 @@ def parse(
         known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     except InputError:
         raise
-    except _REFUSALS as error:  # of a value that a dataclass, transformers' above all, does not take
+    except _REFUSALS as error:  # a dataclass, above all transformers', does not take a value
         raise InputError(f"{on_one_line(error)} (see --help)") from error
     *parsed, unknown = known
     if unknown:
@@ -77,47 +77,41 @@ _NOT_OF_THE_RUN = re.compile(
 
 
 def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
-    """YAML of the settings that a YAML file and the command line give, to be published and to be run again.
+    """Return YAML of the settings that a YAML file and the command line give, to be published and to be run again.
 
-    What names a place instead of the training (output_dir, what begins with hub_, ...) is left out. So is what cannot
-    be published as it is, such as a local path; a comment tells its key and its public name. The first line is a
-    comment with the command.
+    Settings of the place, not of the training (output_dir, hub_..., ...), are left out. So are values that cannot be
+    published as they are, such as local paths; a comment has their key and public name. The first line is a comment
+    with the command.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_types, allow_abbrev=False)
-    has_file = bool(argv) and argv[0].endswith((".yaml", ".yml"))
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
-    given, _ = parser.parse_known_args([*(parser.yaml_to_argv(Path(argv[0])) if has_file else []), *argv[has_file:]])
+    file, from_file, words = [], [], argv
+    if argv and argv[0].endswith((".yaml", ".yml")):
+        file, from_file, words = [_shell_word(_public_file(argv[0]))], parser.yaml_to_argv(Path(argv[0])), argv[1:]
+    given, _ = parser.parse_known_args([*from_file, *words])
     settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
-    typed = {key for key in settings if any(word.split("=")[0] == f"--{key}" for word in argv)}
-    options = [f"--{key} {_as_typed(public_settings(settings[key], key))}" for key in settings if key in typed]
-    command = " ".join([*program(), *([_shell_word(_public_file(argv[0]))] if has_file else []), *options])
     public = {key: public_settings(value, key) for key, value in settings.items()}
-    hidden = "".join(
-        f"# {key}: {_as_typed(public[key])} (on the machine of the run; give your own)\n"
-        for key in settings
-        if public[key] != settings[key]
-    )
+    typed = {word.split("=")[0] for word in words}
+    options = [f"--{key} {_as_typed(value)}" for key, value in public.items() if f"--{key}" in typed]
+    lines = [f"# {' '.join([*program(), *file, *options])}\n"]
+    for key, value in public.items():
+        if value != settings[key]:
+            lines.append(f"# {key}: {_as_typed(value)} (on the machine of the run; give your own)\n")
     kept = {key: value for key, value in settings.items() if public[key] == value}
-    body = yaml.safe_dump(kept, sort_keys=False) if kept else ""
-    return without_tokens(f"# {command}\n{hidden}{body}")
+    return without_tokens("".join(lines) + (yaml.safe_dump(kept, sort_keys=False) if kept else ""))
 
 
 def changed(group: Any, *names: str) -> dict[str, Any]:
-    """Of some arguments of a dataclass those that are not its defaults."""
+    """Return those of some arguments of a dataclass that are not its defaults."""
     defaults = {field.name: field.default for field in dataclasses.fields(group)}
     return {name: getattr(group, name) for name in names if getattr(group, name) != defaults[name]}
 
 
 def command(*words: str | Path, **options: Any) -> str:
-    """A command line to be typed in a shell: the program, what stands before its options, and these."""
+    """Return a command line for a shell: the program and what stands before its options, then the options."""
     return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
-
-
-def _own_settings() -> set[str]:
-    """Settings of transformers that this package has a default or a text of its own for."""
-    return set(RecipeArguments.__annotations__) | set(PretrainingArguments.__annotations__)
 
 
 def _as_typed(value: Any) -> str:
@@ -125,15 +119,11 @@ def _as_typed(value: Any) -> str:
 
 
 def _shell_word(word: str) -> str:
-    """The word as it is typed in a shell, on one line: in bash's $'...' where a character cannot be printed."""
+    """Return a word as it is typed in a shell, on one line: in bash's $'...' where a character cannot be printed."""
     if word.isprintable():
         return shlex.quote(word)
-    escaped = (c if c.isprintable() and c not in "\\'" else _escape(c) for c in word)
+    escaped = (f"\\{c}" if c in "\\'" else c if c.isprintable() else f"\\U{ord(c):08x}" for c in word)
     return f"$'{''.join(escaped)}'"
-
-
-def _escape(character: str) -> str:
-    return f"\\{character}" if character in "\\'" else f"\\U{ord(character):08x}"
 
 
 def _public_file(file: str) -> str:
@@ -147,39 +137,20 @@ _MOST_MERGES = 100  # in a YAML file
 _MOST_LEVELS = 100  # of lists and mappings in each other
 
 
-_OFTEN_SET = frozenset(
-    (
-        "bf16",
-        "data_seed",
-        "dataloader_num_workers",
-        "eval_steps",
-        "eval_strategy",
-        "fp16",
-        "gradient_accumulation_steps",
-        "gradient_checkpointing",
-        "hub_model_id",
-        "hub_strategy",
-        "hub_token",
-        "load_best_model_at_end",
-        "max_steps",
-        "metric_for_best_model",
-        "push_to_hub",
-        "report_to",
-        "resume_from_checkpoint",
-        "run_name",
-        "save_steps",
-        "save_strategy",
-        "seed",
-        "torch_compile",
-        "use_cpu",
-    )
+# Settings of transformers that --help shows, beside those that have a default or a text of this package
+_OFTEN_SET = re.compile(
+    r"seed|data_seed|bf16|fp16|use_cpu|torch_compile|max_steps|dataloader_num_workers|report_to|run_name"
+    r"|gradient_(accumulation_steps|checkpointing)|(eval|save)_(steps|strategy)|resume_from_checkpoint"
+    r"|load_best_model_at_end|metric_for_best_model|push_to_hub|hub_(model_id|strategy|token)"
 )
-# of transformers' settings; those that this package has a default or a text of its own for are shown too
-_SELDOM_SET = {field.name for field in dataclasses.fields(TrainingArguments)} - _OFTEN_SET - _own_settings()
+_OWN_SETTINGS = {*RecipeArguments.__annotations__, *PretrainingArguments.__annotations__}
+_SELDOM_SET = {
+    field.name for field in dataclasses.fields(TrainingArguments) if not _OFTEN_SET.fullmatch(field.name)
+} - _OWN_SETTINGS
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """One spelling of each argument, its default beside it; the description as it is written."""
+    """Show one spelling of each argument, and its default; the description stays as it is written."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.choices is not None or isinstance(action, argparse._HelpAction):
@@ -200,21 +171,21 @@ class _Parser(HfArgumentParser):
 
     def answer_help(self, argv: Sequence[str]) -> None:
         """Print what `--help` or `--help-all` shows, and end the process; where neither is given, do nothing."""
-        if "--help-all" not in argv and not {"-h", "--help"} & set(argv):
+        if not {"-h", "--help", "--help-all"} & set(argv):
             return
-        hidden = set() if "--help-all" in argv else _SELDOM_SET
         for action in self._actions:
-            if action.dest in hidden:
+            if action.dest in _SELDOM_SET and "--help-all" not in argv:
                 action.help = argparse.SUPPRESS
-        if hidden & {action.dest for action in self._actions}:
-            self.epilog = "All of transformers' TrainingArguments work; --help-all lists them."
+                self.epilog = "All of transformers' TrainingArguments work; --help-all lists them."
         self.print_help()
         sys.exit(0)
 
     def suggestion(self, key: str) -> str:
+        """Return the nearest name of an argument, for the end of a message."""
         return did_you_mean(key.lstrip("-").split("=")[0], [action.dest for action in self._actions])
 
     def yaml_to_argv(self, path: Path) -> list[str]:
+        """Return the settings of a YAML file as words of the command line."""
         argv: list[str] = []
         for key, value in read_yaml(path).items():
             if key not in {action.dest for action in self._actions} - {"help"}:
@@ -226,19 +197,19 @@ class _Parser(HfArgumentParser):
                 words = [_as_word(value) for value in values]
             except (TypeError, ValueError) as error:
                 raise InputError(f"{key} in {path}: {error}; give a value, a list of values, or a mapping") from None
-            # one word could begin with a dash, which only the first form allows
+            # a single word may begin with a dash, which only the first form allows
             argv += [f"--{key}={words[0]}"] if len(words) == 1 else [f"--{key}", *words]
         return argv
 
 
 def _as_word(value: Any) -> str:
-    """A YAML value as a word of the command line; a mapping becomes JSON."""
+    """Return a YAML value as a word of the command line; a mapping becomes JSON."""
     if isinstance(value, str | int | float | datetime.date):
         return str(value)
     if not isinstance(value, dict):
         raise TypeError(f"a {type(value).__name__} where a value is expected")
     items: list[Any] = [value]
-    for item in items:  # grows meanwhile; aliases can make it endless
+    for item in items:  # the list grows meanwhile; aliases can make it endless
         if len(items) > _MOST_ITEMS:
             raise TypeError(f"more than {_MOST_ITEMS} items")
         items += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
@@ -246,7 +217,7 @@ def _as_word(value: Any) -> str:
 
 
 class _SettingsLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, with limits on nesting and on what merges (`<<: [*a, *a]`) make of a small file."""
+    """PyYAML's safe loader, with limits on nesting, and on merges (`<<: [*a, *a]`) that make a small file large."""
 
     num_merges = num_levels = 0
 
@@ -272,10 +243,10 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file.
+    """Return the keys of a YAML file with their values.
 
     Raises:
-        InputError: if there is no such file, it is large, or it is not a flat mapping.
+        InputError: if there is no such file, it is too large, no valid YAML, or not a mapping.
     """
     path = config_file(path)
     if path.stat().st_size > _MOST_BYTES:

@@ -1,4 +1,4 @@
-"""Prepare a data set for fast training: smaller images and keypoint densities in Parquet, detected once.
+"""Prepare a data set for fast training: write smaller images and their keypoint densities as Parquet files, once.
 
 kamim prepare path/to/images path/to/prepared --image_size 192 --num_proc 8
 kamim prepare ILSVRC/imagenet-1k path/to/prepared --keypoint_detector fast sift orb --num_proc 16
@@ -25,6 +25,7 @@ from ..hub.cards import ask_about_card, prepared_dataset_card, published_dataset
 from ..hub.publishing import Publisher, PublishError
 from .endings import run
 from .parser import changed, command, parse
+from .program import show_log
 from .tables import PREPARATION_ARGUMENTS
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     source, args, hub = parse(PREPARATION_ARGUMENTS, None, __doc__, positional=("dataset_name", "output_dir"))
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
     output_dir = Path(args.output_dir)
 
     images, image_column = load_source(source)
@@ -74,7 +75,12 @@ def main() -> None:
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))
     if publisher is None:
         logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
-        return
+    else:
+        publish(publisher, output_dir)
+
+
+def publish(publisher: Publisher, output_dir: Path) -> None:
+    """Upload a prepared data set; raise InputError where that fails."""
     try:
         publisher.prepare()
         card = published_dataset_card(DatasetCard.load(output_dir / "README.md"), publisher.repo_id)

@@ -1,4 +1,4 @@
-"""Pretrain a ViT or Swin by masked image modeling with keypoint weights (KAMIM), or without (SimMIM).
+"""Pretrain a ViT or Swin by masked image modeling, with keypoint weights (KAMIM) or without (SimMIM).
 
 accelerate launch -m modeling_kamim.commands.pretrain --model_type vit
 kamim pretrain configs/quickstart/pretrain.yaml --temperature 0.5
@@ -10,23 +10,19 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
 from datasets import Dataset
 from matplotlib.figure import Figure
 from torch.utils.data import default_collate
-from transformers import set_seed
+from transformers import ViTImageProcessor, set_seed
 
 from ..data.attach_density import choose_pixel_range, prepare_images
 from ..data.augmentation import ClassificationTransform
 from ..data.keypoint_share import check_samples
-from ..data.loading import (
-    DataArguments,
-    keep_encoded,
-    load_labelled_images,
-    subsample,
-)
+from ..data.loading import DataArguments, keep_encoded, load_labelled_images, subsample
 from ..data.samples import SampleDataset
 from ..data.streaming.stream import StreamingArguments
 from ..evaluation.online_probe import OnlineProbe
@@ -34,7 +30,6 @@ from ..evaluation.results import checkpoint_rows
 from ..evaluation.settings import OnlineProbeArguments
 from ..hub.cards import pretraining_card
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
-from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
 from ..models.sizes import build_config
 from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
@@ -46,10 +41,11 @@ from ..training.forecast import tell_duration
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings
 from ..training.run_directory import claimed, step_of
-from ..training.sources import open_source
+from ..training.sources import Source, open_source
 from ..training.trainer import MaskedImageTrainer
 from .endings import run
 from .parser import changed, command, given_settings, parse
+from .program import show_log
 from .tables import PRETRAINING_ARGUMENTS
 
 logger = logging.getLogger(__name__)
@@ -71,9 +67,7 @@ SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_spli
 def main() -> None:
     arguments = parse(PRETRAINING_ARGUMENTS, None, __doc__)
     *_, training_args = arguments
-    logging.basicConfig(
-        level=logging.INFO if training_args.process_index == 0 else logging.ERROR, format="%(name)s: %(message)s"
-    )
+    show_log(training_args.process_index)
     cv2.setNumThreads(1)
     check_launch(training_args)
     with claimed(training_args):
@@ -87,102 +81,110 @@ def pretrain(
     probe_args: OnlineProbeArguments,
     training_args: PretrainingArguments,
 ) -> None:
+    """Pretrain a model, score it, and write checkpoint, pictures and card into the output directory.
+
+    Raises:
+        InputError: if a setting, the data or the checkpoint to go on with cannot be used.
+        StoppedError: if the training ended early.
+    """
     set_seed(training_args.seed)
-    output_dir = Path(training_args.output_dir)
     checkpoint = find_checkpoint(training_args)
     shuffle_buffer = stream_args.shuffle_buffer if stream_args.streaming else None
     source = open_source(data_args, kamim_args, training_args, shuffle_buffer, probe_args.probe_every)
 
-    # Model
-    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
-    kamim["dataset_name"] = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
-    config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
-    model = KamimForMaskedImageModeling.from_config(config, attn_implementation=training_args.attn_implementation)
-    processor = image_processor(config.image_size, checkpoint)
-    page = CheckpointPage(given_settings(PRETRAINING_ARGUMENTS), training_args, kamim["dataset_name"])
-    page.ask_hub(pretraining_card(page.run, config))
+    dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
+    model = build_model(kamim_args, dataset, training_args.attn_implementation)
+    processor = image_processor(kamim_args.image_size, checkpoint)
+    page = CheckpointPage(given_settings(PRETRAINING_ARGUMENTS), training_args, dataset)
+    card = partial(pretraining_card, page.run, model.config)
+    page.ask_hub(card())
 
-    # Data
-    weighting = kamim_args.cell_weighting()
-    transform = kamim_args.transform(source.image_column, config.patch_size)
-    with training_args.main_process_first(desc="measuring pixels"):
-        pixel_range = choose_pixel_range(
-            source.known(transform.columns), source.image_column, pixel_range_of(processor), data_args.num_proc
-        )
-    keep_pixel_range(processor, pixel_range)
-    transform = dataclasses.replace(transform, pixel_range=pixel_range)
-    source.make_samples(transform)
-    if weighting and training_args.process_index == 0:
-        check_samples(source.known_samples(transform))
-    source.list_bad_images()
-    shown = source.shown(transform)
-
-    # Training
+    shown = make_samples(source, kamim_args, model.config.patch_size, processor)
     describe_run(kamim_args, training_args, model, source.num_images)
     tell_duration(model, training_args, source.num_images, step_of(Path(checkpoint)) if checkpoint else 0)
-    facts = {"num_train_images": source.num_images}
-    trainer = source.trainer_class(
-        model=model,
-        args=training_args,
-        train_dataset=source.train_samples,
-        eval_dataset=source.eval_samples,
-        data_collator=default_collate,
-        processing_class=processor,
-        weighting=weighting,
-        num_cells=config.image_size // kamim_args.weight_patch_size,
-        run_settings=run_settings(data_args, kamim_args, stream_args, probe_args, training_args, **facts),
-        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
-    )
+
+    groups = (data_args, kamim_args, stream_args, probe_args, training_args)
+    settings = run_settings(*groups, num_train_images=source.num_images)
+    trainer = build_trainer(source, kamim_args, model, processor, settings)
     steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
     if steps:
-        trainer.add_callback(online_probe(trainer, data_args, probe_args, config.image_size, steps, pixel_range))
-    page.write(pretraining_card(page.run, config))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+        trainer.add_callback(online_probe(trainer, data_args, probe_args, steps))
+    page.write(card())
+    train_and_score(trainer, checkpoint)
 
-    # Evaluation
-    if source.eval_samples is not None:
-        metrics = trainer.evaluate()
-        trainer.log_metrics("eval", metrics)
-        trainer.save_metrics("eval", metrics)
-    trainer.save_state()
-
-    # Checkpoint page
     if training_args.should_save:
-        log = trainer.state.log_history
-        if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
-            model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(training_args.device)
-        save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
-        save_figure(partial(curves_figure, log), output_dir / "training_curves.png")
-        card = pretraining_card(page.run, config, log, training_args.total_batch_size)
-        page.write(card, checkpoint_rows([output_dir], output_dir), trainer.hub_model_id)
+        draw_pictures(trainer, shown)
+        output_dir, log = Path(training_args.output_dir), trainer.state.log_history
+        rows = checkpoint_rows([output_dir], output_dir)
+        page.write(card(log, training_args.total_batch_size), rows, trainer.hub_model_id)
         logger.info("Checkpoint, results and README.md are in %s", output_dir)
-        probe = command("kamim", "evaluate", model_name_or_path=output_dir, **changed(data_args, *SOURCE))
-        logger.info("Next: %s", probe)
+        evaluation = command("kamim", "evaluate", model_name_or_path=output_dir, **changed(data_args, *SOURCE))
+        logger.info("Next: %s", evaluation)
     if training_args.push_to_hub:
         trainer.push_to_hub()
 
 
+def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> KamimForMaskedImageModeling:
+    """Return a model with random weights, whose config tells the objective and the public name of the data set."""
+    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS} | {"dataset_name": dataset}
+    config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
+    return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+
+
+def make_samples(
+    source: Source, kamim_args: KamimArguments, patch_size: int, processor: ViTImageProcessor
+) -> SampleDataset:
+    """Make the samples of a source, and return those for the picture; the processor gets the range of the pixels."""
+    transform = kamim_args.transform(source.image_column, patch_size)
+    with source.args.main_process_first(desc="measuring pixels"):
+        images, saved_range = source.known(transform.columns), pixel_range_of(processor)
+        pixel_range = choose_pixel_range(images, source.image_column, saved_range, source.data_args.num_proc)
+    keep_pixel_range(processor, pixel_range)
+    transform = dataclasses.replace(transform, pixel_range=pixel_range)
+    source.make_samples(transform)
+    if kamim_args.weighting != "none" and source.args.process_index == 0:
+        check_samples(source.known_samples(transform))
+    source.list_bad_images()
+    return source.shown(transform)
+
+
+def build_trainer(
+    source: Source,
+    kamim_args: KamimArguments,
+    model: KamimForMaskedImageModeling,
+    processor: ViTImageProcessor,
+    settings: dict[str, Any],
+) -> MaskedImageTrainer:
+    """Return the trainer of the samples of a source; `settings` are compared on resuming."""
+    return source.trainer_class(
+        model=model,
+        args=source.args,
+        train_dataset=source.train_samples,
+        eval_dataset=source.eval_samples,
+        data_collator=default_collate,
+        processing_class=processor,
+        weighting=kamim_args.cell_weighting(),
+        num_cells=kamim_args.image_size // kamim_args.weight_patch_size,
+        run_settings=settings,
+        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
+    )
+
+
 def online_probe(
-    trainer: MaskedImageTrainer,
-    data_args: DataArguments,
-    args: OnlineProbeArguments,
-    image_size: int,
-    steps: int,
-    pixel_range: PixelRange | None,
+    trainer: MaskedImageTrainer, data_args: DataArguments, args: OnlineProbeArguments, steps: int
 ) -> OnlineProbe:
-    seed = trainer.args.seed
+    """Return the probe that scores the features every so many optimizer steps, on labelled images of the data set."""
+    seed, processor = trainer.args.seed, trainer.processing_class
     images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
-    transform = ClassificationTransform(images.image_column, images.label_column, image_size, "none", pixel_range)
+    columns, size = [images.image_column, images.label_column], trainer.model.config.image_size
+    transform = ClassificationTransform(columns[0], columns[1], size, "none", pixel_range_of(processor))
 
     def samples(split: Dataset) -> SampleDataset:
         split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
         with trainer.args.main_process_first(desc="preparing the probe's images"):
             skip = data_args.bad_images == "skip"
             split, _ = prepare_images(split, images.image_column, None, skip, data_args.num_proc)
-        return SampleDataset(split.select_columns([images.image_column, images.label_column]), transform, seed)
+        return SampleDataset(split.select_columns(columns), transform, seed)
 
     return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)
 
@@ -193,6 +195,7 @@ def describe_run(
     model: KamimForMaskedImageModeling,
     num_images: int | None,
 ) -> None:
+    """Log model, method, data and batch, and what decides the speed."""
     size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
     logger.info(
         "%s of %s-%s (encoder: %.1fM parameters) on %s images, %d process(es)",
@@ -206,25 +209,47 @@ def describe_run(
     )
 
 
+def train_and_score(trainer: MaskedImageTrainer, checkpoint: str | None) -> None:
+    """Train, save the model, evaluate it where there are validation images, and save metrics and state."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+
+
+def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:
+    """Write reconstructions.png, of some samples, and training_curves.png into the output directory."""
+    model, output_dir = trainer.model, Path(trainer.args.output_dir)
+    if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
+        model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(trainer.args.device)
+    save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
+    save_figure(partial(curves_figure, trainer.state.log_history), output_dir / "training_curves.png")
+
+
 @torch.no_grad()
 def draw_reconstructions(
     model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
 ) -> Figure:
-    rows = [int(i * len(dataset) / 4) for i in range(4)] if len(dataset) >= 4 else range(len(dataset))
-    samples = default_collate([dataset[row] for row in rows])
-    device, num_cells = trainer.args.device, trainer.num_cells
-    batch = prepare_batch(samples, trainer.processing_class, device, trainer.weighting, num_cells)
+    """Draw what a model makes of up to 4 samples, and their keypoint weights (all 1 for SimMIM)."""
+    num_rows, processor = min(4, len(dataset)), trainer.processing_class
+    samples = default_collate([dataset[row * len(dataset) // num_rows] for row in range(num_rows)])
+    batch = prepare_batch(samples, processor, trainer.args.device, trainer.weighting, trainer.num_cells)
     model.eval()
     reconstruction = model(**batch).reconstruction
     side = model.config.image_size // model.config.patch_size
-    weights = batch.get("keypoint_weights", torch.ones(len(rows), 1, 1))
+    weights = batch.get("keypoint_weights", torch.ones(num_rows, 1, 1))
     return reconstruction_figure(
         batch["pixel_values"].cpu(),
         batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
         reconstruction.cpu(),
         weights.cpu(),
-        trainer.processing_class.image_mean,
-        trainer.processing_class.image_std,
+        processor.image_mean,
+        processor.image_std,
     )
 
 

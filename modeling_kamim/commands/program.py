@@ -1,12 +1,14 @@
-"""Name the running command, for the commands that it prints."""
+"""What all commands have in common: their name in a shell, their log, and a plain parser."""
 
+import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 
 def program(argv: Sequence[str] | None = None) -> list[str]:
-    """The words that start the running command in a shell: `kamim pretrain`, or `python run_mim.py` for a script.
+    """Return the words that start the running command in a shell: `kamim pretrain`, or `python run_mim.py`.
 
     Args:
         argv: the command line with its program; `sys.argv` where None.
@@ -17,3 +19,15 @@ def program(argv: Sequence[str] | None = None) -> list[str]:
     stem = name.removesuffix(".py").rpartition(".")[2]
     is_command = (Path(__file__).parent / f"{stem}.py").is_file()
     return ["kamim", stem] if is_command else ["python", name]
+
+
+def plain_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser for a command that has few options and reads no YAML."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=" ".join(program()), description=description, formatter_class=formatter)
+
+
+def show_log(process_index: int = 0) -> None:
+    """Show the log on stderr; of other processes than the first only errors."""
+    level = logging.INFO if process_index == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(name)s: %(message)s")

@@ -19,14 +19,14 @@ from ..training.run_directory import left_by_others
 from ..training.signals import resume_command
 from .endings import run
 from .parser import parse
-from .program import program
+from .program import program, show_log
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     args, hub = parse((PushArguments, HubArguments), None, __doc__, positional=("directory",))
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    show_log()
     directory = Path(args.directory)
     publisher = Publisher(args.repo, hub.token, hub.private, hub.revision)
     files = published_files(directory, left_by_others(directory))

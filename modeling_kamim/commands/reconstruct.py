@@ -1,4 +1,4 @@
-"""Score and draw what checkpoints fill into masked images: PSNR and SSIM, beside a fill with the mean color.
+"""Score and draw what checkpoints fill into masked images: PSNR and SSIM, compared with the mean color.
 
 kamim reconstruct --model_name_or_path outputs/mim --dataset_name path/to/images
 kamim reconstruct --model_name_or_path outputs/mim --compare_with outputs/other

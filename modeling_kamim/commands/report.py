@@ -1,22 +1,19 @@
-"""Gather results of evaluations: one table of everything, the layouts of the paper's tables, accuracy by depth.
+"""Gather results of evaluations: a table of all, the paper's tables, accuracy by depth.
 
 kamim report outputs
 kamim report outputs/probes outputs/finetuned --output_dir outputs/report
 """
 
-import argparse
 from pathlib import Path
 
 from ..evaluation.report.writing import build_report, write_report
 from .endings import run
-from .program import program
+from .program import plain_parser
 
 
 def main() -> None:
     """Write report.md and report.tex of the results below some folders."""
-    parser = argparse.ArgumentParser(
-        prog=" ".join(program()), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser(__doc__)
     parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="folders with results.json of evaluations")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/report"), help="where the report goes")
     args = parser.parse_args()

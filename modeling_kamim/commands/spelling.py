@@ -1,4 +1,4 @@
-"""Check the names of options without importing torch, so that typing mistakes are told at once."""
+"""Check the names of options without importing torch, so that typing mistakes are reported at once."""
 
 import ast
 import importlib.util
@@ -10,11 +10,7 @@ from ..errors import InputError, did_you_mean
 
 
 def check_options(argv: Sequence[str]) -> None:
-    """Look at the names of the options of a command line.
-
-    Raises:
-        InputError: for one that no command has, with the nearest; what is not refused here the parser may refuse.
-    """
+    """Raise InputError for an option that no command has, with the nearest name; the parser checks the rest later."""
     for word in argv:
         name = word[2:].split("=")[0].replace("-", "_")
         if word.startswith("--") and name.removeprefix("no_") not in known_options():
@@ -23,7 +19,7 @@ def check_options(argv: Sequence[str]) -> None:
 
 @cache
 def known_options() -> frozenset[str]:
-    """Fields of all dataclasses of settings, of this package and of transformers."""
+    """Return the fields of all dataclasses of settings, of this package and of transformers."""
     files = list(Path(__file__).parent.parent.rglob("*.py"))
     transformers = importlib.util.find_spec("transformers")
     if transformers is not None and transformers.origin:

@@ -4,8 +4,8 @@ kamim sweep configs/sweeps/table4_detectors.yaml | bash
 kamim sweep configs/sweeps/table4_detectors.yaml --launcher "accelerate launch" | bash
 kamim sweep configs/sweeps/table4_detectors.yaml | xargs -d '\\n' -n 1 -P 3 bash -c
 
-A line holds all that is done at its point, in order and joined by `&&`; lines do not depend on each other, so a queue
-may run them at once or anywhere. Every run is parsed before anything is printed.
+A line has all runs of its point, in order and joined by `&&`. Lines do not depend on each other, so a queue may run
+them at once or anywhere. Every run is parsed before anything is printed.
 """
 
 import itertools
@@ -13,9 +13,11 @@ import json
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+from transformers.hf_argparser import HfArg
 
 from ..errors import InputError
 from ..files import check_output_dir
@@ -26,21 +28,19 @@ from .tables import COMMAND_ARGUMENTS
 
 @dataclass
 class SweepArguments:
-    """A sweep: the keys of its file, each of which the command line can override."""
+    """The keys of a sweep file; the command line can override each of them."""
 
     _argument_group_name = "sweep"
 
-    command: Literal["pretrain", "evaluate"] = field(metadata={"help": "Command that is swept."})
-    base: str = field(metadata={"help": "YAML file that every point starts from."})
-    sweep: str = field(
-        metadata={"help": "Arguments of the command and their values (a mapping, or JSON); all combinations run."}
-    )
-    output_dir: str = field(metadata={"help": "Every point writes to a folder in it that is named after its values."})
-    then: list[str] = field(
+    command: Literal["pretrain", "evaluate"] = HfArg(help="Command that is swept.")
+    base: str = HfArg(help="YAML file that every point starts from.")
+    sweep: str = HfArg(help="Arguments of the command and their values (a mapping, or JSON); all combinations run.")
+    output_dir: str = HfArg(help="Every point writes to a folder in it that is named after its values.")
+    then: list[str] = HfArg(
         default_factory=list,
-        metadata={"help": "YAML files of `kamim evaluate`, run one after the other on every point's checkpoint."},
+        help="YAML files of `kamim evaluate`, run one after the other on every point's checkpoint.",
     )
-    launcher: str = field(default="", metadata={"help": 'What starts a run, for example "accelerate launch".'})
+    launcher: str = HfArg(default="", help='What starts a run, for example "accelerate launch".')
 
     def __post_init__(self):
         self.points()
@@ -49,7 +49,7 @@ class SweepArguments:
             raise InputError(f"'then' is for the checkpoints of pretrain; command is {self.command}")
 
     def points(self) -> list[dict[str, str]]:
-        """Argument -> value of every point; the last argument varies fastest.
+        """Return for every point its values by their arguments; the last argument varies fastest.
 
         Raises:
             InputError: unless `sweep` maps arguments to lists of values.
@@ -60,33 +60,28 @@ class SweepArguments:
             grid = None
         if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
             raise InputError(f"sweep is {self.sweep}; give lines of 'argument: [value, value]'")
-        values = [[_text(value) for value in values] for values in grid.values()]
-        return [dict(zip(grid, point, strict=True)) for point in itertools.product(*values)]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+        texts = ([v if isinstance(v, str) else json.dumps(v) for v in values] for values in grid.values())
+        return [dict(zip(grid, point, strict=True)) for point in itertools.product(*texts)]
 
 
 def point_name(point: dict[str, str]) -> str:
-    """`weight_patch_size-8__temperature-0.1`; of a path the last part is used."""
+    """Return the name of a point's folder, as weight_patch_size-8__temperature-0.1; of a path the last part counts."""
     return "__".join(f"{key}-{Path(value).name}" for key, value in point.items())
 
 
 def point_runs(sweep: SweepArguments, point: dict[str, str]) -> list[tuple[str, list[str]]]:
-    """(command, its arguments) of every run at a point, in running order."""
+    """Return (command, its arguments) of every run at a point, in running order."""
     output_dir = f"{sweep.output_dir}/{point_name(point)}"
     flags = [word for key, value in point.items() for word in (f"--{key}", value)]
     runs: list[tuple[str, list[str]]] = [(sweep.command, [sweep.base, *flags, "--output_dir", output_dir])]
     for base in sweep.then:
         results = f"{output_dir}/{Path(base).parent.name}"
-        argv = [base, "--model_name_or_path", output_dir, "--output_dir", results]
-        runs.append(("evaluate", argv))
+        runs.append(("evaluate", [base, "--model_name_or_path", output_dir, "--output_dir", results]))
     return runs
 
 
 def command_lines(sweep: SweepArguments) -> list[str]:
-    """One shell command line for each point.
+    """Return a shell command line for each point.
 
     Raises:
         InputError: for an argument or value that its command refuses, or two runs that would write to one folder.
@@ -106,14 +101,14 @@ def _line(launcher: str, command: str, argv: Sequence[str]) -> str:
     return shlex.join([*start, *argv])
 
 
-_OF_THE_MACHINE = re.compile(r"Ampere|GPU|CUDA|\binstall", re.IGNORECASE)  # in transformers' words
+_OF_THE_MACHINE = re.compile(r"Ampere|GPU|CUDA|\binstall", re.IGNORECASE)  # words of messages about the machine
 
 
 def check_run(command: str, argv: Sequence[str]) -> None:
     """Parse the command line of a run as its command will.
 
     Raises:
-        InputError: as `parse`. What only the machine at hand refuses (a number format of GPUs) is not an error here.
+        InputError: as `parse`, except for what only this machine lacks, such as a GPU.
     """
     try:
         parse(COMMAND_ARGUMENTS[command], [*argv, "--use_cpu"])

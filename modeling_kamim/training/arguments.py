@@ -1,10 +1,12 @@
 """Settings of a pretraining: model, objective, and transformers' `TrainingArguments` with the paper's recipe."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.hf_argparser import HfArg
 
 from ..data.samples import MaskedImageTransform
 from ..data.stored_density import DensityDetector
@@ -17,7 +19,6 @@ from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
 from ..objective.weighting import CellWeighting
 from .hardware import Hardware, find_hardware
-from .launch import is_on
 from .recipe import check_recipe
 
 
@@ -27,36 +28,34 @@ class KamimArguments:
 
     _argument_group_name = "model and objective"
 
-    model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "Architecture."})
-    model_size: Literal["tiny", "small", "base"] = field(
-        default="base", metadata={"help": "Size of the model; Swin has tiny and base."}
+    model_type: Literal["vit", "swin"] = HfArg(default="vit", help="Architecture.")
+    model_size: Literal["tiny", "small", "base"] = HfArg(
+        default="base", help="Size of the model; Swin has tiny and base."
     )
-    image_size: int = field(default=192, metadata={"help": "Side of the input in pixels."})
-    mask_patch_size: int = field(default=32, metadata={"help": "Side of a masked block in pixels."})
-    mask_ratio: float = field(default=0.6, metadata={"help": "Share of blocks to mask, in (0, 1)."})
-    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = field(
-        default="keypoint",
-        metadata={"help": "keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."},
+    image_size: int = HfArg(default=192, help="Side of the input in pixels.")
+    mask_patch_size: int = HfArg(default=32, help="Side of a masked block in pixels.")
+    mask_ratio: float = HfArg(default=0.6, help="Share of blocks to mask, in (0, 1).")
+    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
+        default="keypoint", help="keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."
     )
-    keypoint_detector: Literal["fast", "sift", "orb"] = field(default="fast", metadata={"help": "OpenCV detector."})
-    keypoint_detector_args: str | None = field(
-        default=None, metadata={"help": "Parameters of the detector as JSON, for example '{\"threshold\": 20}'."}
+    keypoint_detector: Literal["fast", "sift", "orb"] = HfArg(default="fast", help="OpenCV detector.")
+    keypoint_detector_args: str | None = HfArg(
+        default=None, help="Parameters of the detector as JSON, for example '{\"threshold\": 20}'."
     )
-    keypoint_footprint: Literal["circle", "point"] = field(
-        default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    keypoint_footprint: Literal["circle", "point"] = HfArg(
+        default="circle", help="Draw a keypoint as a ring of radius 3 px, or as one pixel."
     )
-    keypoint_source: Literal["map", "online"] = field(
-        default="map",
-        metadata={"help": "Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."},
+    keypoint_source: Literal["map", "online"] = HfArg(
+        default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
     )
-    weight_patch_size: int = field(default=8, metadata={"help": "Side of a weight cell (w_ps) in pixels."})
-    temperature: float = field(default=0.25, metadata={"help": "T of Eq. 2; smaller means stronger weights."})
-    weight_norm: Literal["none", "mean"] = field(
-        default="none", metadata={"help": "mean divides the weights of an image by their mean."}
+    weight_patch_size: int = HfArg(default=8, help="Side of a weight cell (w_ps) in pixels.")
+    temperature: float = HfArg(default=0.25, help="T of Eq. 2; smaller means stronger weights.")
+    weight_norm: Literal["none", "mean"] = HfArg(
+        default="none", help="mean divides the weights of an image by their mean."
     )
-    crop_min_scale: float = field(default=0.67, metadata={"help": "Least area of the random crop, in (0, 1]."})
-    horizontal_flip: float = field(default=0.5, metadata={"help": "Probability of a horizontal flip."})
-    vertical_flip: float = field(default=0.5, metadata={"help": "Probability of a vertical flip."})
+    crop_min_scale: float = HfArg(default=0.67, help="Least area of the random crop, in (0, 1].")
+    horizontal_flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
+    vertical_flip: float = HfArg(default=0.5, help="Probability of a vertical flip.")
 
     def __post_init__(self):
         check_ranges(self)
@@ -71,7 +70,7 @@ class KamimArguments:
                 f"{self.mask_patch_size} in image_size {self.image_size}; one at least must stay visible: give a "
                 "smaller ratio or smaller blocks"
             )
-        build_config(self.model_type, self.model_size, self.image_size)
+        build_config(self.model_type, self.model_size, self.image_size)  # this and what follows check the settings
         self.cell_weighting(), self.detector(), self.random_view()
         if self.weighting != "none" and self.keypoint_source == "map":
             self.densities().check_cells(self.weight_patch_size)
@@ -82,9 +81,8 @@ class KamimArguments:
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
 
     def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
-        """From a row of images to a sample of the training."""
-        weighting = self.weighting != "none"
-        densities = self.densities() if weighting and self.keypoint_source == "map" else None
+        """Return the callable that makes a sample of the training from a row of images."""
+        is_weighted, is_online = self.weighting != "none", self.keypoint_source == "online"
         return MaskedImageTransform(
             image_column=image_column,
             image_size=self.image_size,
@@ -93,19 +91,23 @@ class KamimArguments:
             mask_ratio=self.mask_ratio,
             weight_patch_size=self.weight_patch_size,
             random_view=self.random_view(),
-            detector=self.detector() if weighting and not densities else None,
-            densities=densities,
+            detector=self.detector() if is_weighted and is_online else None,
+            densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
         )
 
     def cell_weighting(self) -> CellWeighting | None:
-        """The weighting that these arguments describe; None for SimMIM."""
+        """Return the weighting that these arguments describe; None for SimMIM."""
         if self.weighting == "none":
             return None
         return CellWeighting(self.weighting, self.temperature, self.weight_norm)
 
     def detector(self) -> KeypointDetector:
-        """The detector that these arguments describe."""
+        """Return the detector that these arguments describe.
+
+        Raises:
+            InputError: if `keypoint_detector_args` is no JSON object, or the detector does not take them.
+        """
         try:
             parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
         except ValueError as error:
@@ -115,11 +117,11 @@ class KamimArguments:
         return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
 
     def densities(self) -> DensityDetector:
-        """The detector of whole images that these arguments describe."""
+        """Return the detector of whole images that these arguments describe."""
         return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
 
     def random_view(self) -> RandomView:
-        """The crop and flips that these arguments describe."""
+        """Return the crop and flips that these arguments describe."""
         return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
 
 
@@ -138,63 +140,55 @@ OWN_SCHEDULE = "cosine_warmup_with_min_lr"
 
 @dataclass
 class RecipeArguments(TrainingArguments):
-    """transformers' `TrainingArguments` with the paper's schedule, and two settings that adapt to the machine."""
+    """transformers' `TrainingArguments` with the paper's schedule; precision and attention adapt to the machine."""
 
     _argument_group_name = "training (all of transformers' TrainingArguments)"
     schedule_ends: ClassVar[dict[str, float]]
-    metrics: ClassVar[tuple[str, ...]]  # of an evaluation while it trains
+    metrics: ClassVar[tuple[str, ...]]  # of evaluations during the training
 
-    per_device_train_batch_size: int = field(default=32, metadata={"help": "Images on a device at a time."})
-    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Images on a device in evaluation."})
-    global_batch_size: int | None = field(
+    per_device_train_batch_size: int = HfArg(default=32, help="Images on a device at a time.")
+    per_device_eval_batch_size: int = HfArg(default=32, help="Images on a device in evaluation.")
+    global_batch_size: int | None = HfArg(
         default=None,
-        metadata={
-            "help": "Images per optimizer step over all devices: gradient_accumulation_steps follows from it and "
-            f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}."
-        },
+        help="Images per optimizer step over all devices: gradient_accumulation_steps follows from it and "
+        f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}.",
     )
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = field(
-        default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."}
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = HfArg(
+        default="auto", help="auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."
     )
-    attention: Literal["auto", "sdpa", "eager"] = field(
-        default="auto",
-        metadata={"help": "auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."},
+    attention: Literal["auto", "sdpa", "eager"] = HfArg(
+        default="auto", help="auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."
     )
-    num_train_epochs: float = field(default=100, metadata={"help": "Passes over the training images."})
-    weight_decay: float = field(default=0.05, metadata={"help": "AdamW's weight decay."})
-    warmup_steps: float = field(
-        default=0.1, metadata={"help": "Linear warm-up: steps, or below 1 a share of all steps."}
+    num_train_epochs: float = HfArg(default=100, help="Passes over the training images.")
+    weight_decay: float = HfArg(default=0.05, help="AdamW's weight decay.")
+    warmup_steps: float = HfArg(default=0.1, help="Linear warm-up: steps, or below 1 a share of all steps.")
+    lr_scheduler_type: str = HfArg(default=OWN_SCHEDULE, help="Schedule, by its name in transformers.")
+    lr_scheduler_kwargs: dict | str | None = HfArg(
+        default=None, help="Parameters of the schedule as JSON; the paper's for its schedule."
     )
-    lr_scheduler_type: str = field(default=OWN_SCHEDULE, metadata={"help": "Schedule, by its name in transformers."})
-    lr_scheduler_kwargs: dict | str | None = field(
-        default=None, metadata={"help": "Parameters of the schedule as JSON; the paper's for its schedule."}
-    )
-    logging_first_step: bool = field(default=True, metadata={"help": "Log the first step too."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off here."})
-    nonfinite: Literal["raise", "skip"] = field(
+    logging_first_step: bool = HfArg(default=True, help="Log the first step too.")
+    logging_steps: float = HfArg(default=10, help="Log every N steps.")
+    save_total_limit: int | None = HfArg(default=2, help="Number of checkpoints to keep.")
+    remove_unused_columns: bool = HfArg(default=False, help="Must stay false: samples are made of these columns.")
+    nonfinite: Literal["raise", "skip"] = HfArg(
         default="raise",
-        metadata={
-            "help": "A loss or gradient that is not finite: stop before the weights take it in, or leave the step out; "
-            "a file names the images."
-        },
+        help="A loss or gradient that is not finite: stop before the weights take it in, or leave the step out; "
+        "a file names the images.",
     )
-    force_resume: bool = field(
-        default=False, metadata={"help": "Go on with a checkpoint although settings differ that change the result."}
+    force_resume: bool = HfArg(
+        default=False, help="Go on with a checkpoint although settings differ that change the result."
     )
-    hub_license: str | None = field(
-        default=None,
-        metadata={"help": "License of the published weights, by its id on the Hub, for example apache-2.0."},
+    hub_license: str | None = HfArg(
+        default=None, help="License of the published weights, by its id on the Hub, for example apache-2.0."
     )
-    disable_tqdm: bool | None = field(default=False, metadata={"help": "No progress bars."})
+    disable_tqdm: bool | None = HfArg(default=False, help="No progress bars.")
 
     def __post_init__(self):
         check_output_dir(self.output_dir)
         check_ranges(self)
-        self._is_cpu_asked_for = self.use_cpu or is_on("ACCELERATE_USE_CPU")
+        self._is_cpu_asked_for = self.use_cpu or parse_flag_from_env("ACCELERATE_USE_CPU")
         hardware = find_hardware(self._is_cpu_asked_for)
-        self.use_cpu: bool = hardware.device == "cpu"  # or transformers refuses bf16 where there is no accelerator
+        self.use_cpu: bool = hardware.device == "cpu"  # else transformers refuses bf16 without an accelerator
         self._set_precision(hardware)
         if self.lr_scheduler_kwargs is None and str(self.lr_scheduler_type) == OWN_SCHEDULE:
             self.lr_scheduler_kwargs = dict(self.schedule_ends)
@@ -231,15 +225,17 @@ class RecipeArguments(TrainingArguments):
 
     @property
     def attn_implementation(self) -> str:
-        """The attention that `attention` means on this device, as transformers names it."""
+        """The attention to use on this device, by its name in transformers."""
         if self.attention != "auto":
             return self.attention
         return "eager" if self.bf16 and self.device.type == "cpu" else "sdpa"
 
     def describe_speed(self) -> str:
-        """The settings that decide the speed, and what chose them."""
+        """Return the settings that decide the speed, and why they were chosen, as a sentence for the log."""
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
-        chosen = f"chosen for {_PRECISION_REASONS[precision]}" if self._is_precision_chosen else "as asked for"
+        reasons = {"bf16": "hardware that computes in it", "fp16": "a GPU without bf16"}
+        reason = reasons.get(precision, "hardware without bf16 units")
+        chosen = f"chosen for {reason}" if self._is_precision_chosen else "as asked for"
         attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
         compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"
         optimizer = getattr(self.optim, "value", self.optim)
@@ -262,18 +258,11 @@ class PretrainingArguments(RecipeArguments):
     schedule_ends = {"min_lr": 1e-5, "warmup_lr_rate": 1e-6 / 8e-4}
     metrics = ("loss", "masked_l1")
 
-    output_dir: str = field(default="outputs/mim", metadata={"help": "Where checkpoints and results go."})
-    learning_rate: float = field(default=8e-4, metadata={"help": "Peak learning rate."})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "Clip gradients at this norm; 0 turns it off."})
+    output_dir: str = HfArg(default="outputs/mim", help="Where checkpoints and results go.")
+    learning_rate: float = HfArg(default=8e-4, help="Peak learning rate.")
+    max_grad_norm: float = HfArg(default=1.0, help="Clip gradients at this norm; 0 turns it off.")
 
     def __post_init__(self):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
-            self.greater_is_better: bool | None = False  # transformers knows this of names in "loss" alone
+            self.greater_is_better: bool | None = False  # transformers knows this of names that end in "loss" alone
         super().__post_init__()
-
-
-_PRECISION_REASONS = {
-    "bf16": "hardware that computes in it",
-    "fp16": "a GPU without bf16",
-    "fp32": "hardware without bf16 units",
-}

@@ -10,18 +10,18 @@ from ..objective.weighting import CellWeighting
 
 
 class Normalization(Protocol):
-    """What is read of an image processor."""
+    """The attributes of an image processor that are read here."""
 
     image_mean: Sequence[float]
     image_std: Sequence[float]
 
 
 def normalize(pixels: torch.Tensor, processor: Normalization) -> torch.Tensor:
-    """Normalized pixels, float32.
+    """Return normalized pixels, float32, of the same shape.
 
     Args:
         pixels: `(batch_size, channels, height, width)`, values 0 to 255.
-        processor: mean and deviation of each channel, for pixels in [0, 1].
+        processor: has mean and standard deviation of each channel, for pixels in [0, 1].
     """
     mean = torch.tensor(processor.image_mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(processor.image_std, device=pixels.device).view(1, -1, 1, 1)
@@ -29,12 +29,12 @@ def normalize(pixels: torch.Tensor, processor: Normalization) -> torch.Tensor:
 
 
 def weigh(batch: Mapping[str, Any], weighting: CellWeighting, num_cells: int) -> dict[str, Any]:
-    """The batch with `keypoint_weights` in place of keypoint densities.
+    """Return the batch with `keypoint_weights` `(batch_size, num_cells, num_cells)` in place of keypoint densities.
 
     Args:
-        batch: keypoint_density of the cells, float; or, with crop_box, of the whole images, uint8 (see
-            `resample_density`); cell_order for shuffled weights.
-        weighting: from densities to weights (Eq. 2 of arXiv:2407.13873).
+        batch: `keypoint_density` of the weight cells, float in [0, 1]; or, beside `crop_box`, of the whole images,
+            uint8 (see `resample_density`). `cell_order` where weights are shuffled.
+        weighting: turns densities into weights (Eq. 2 of arXiv:2407.13873).
         num_cells: weight cells on each side of an image.
     """
     batch = dict(batch)
@@ -52,13 +52,13 @@ def prepare_batch(
     weighting: CellWeighting | None = None,
     num_cells: int = 24,
 ) -> dict[str, Any]:
-    """A batch of samples on the device, normalized and weighted.
+    """Return a batch on the device, with normalized pixels and keypoint weights.
 
     Args:
-        batch: of the transforms of `data.samples` or `data.augmentation`, collated.
+        batch: collated samples of `data.samples` or `data.augmentation`.
         processor: see `normalize`.
-        device: that the batch is moved to.
-        weighting, num_cells: see `weigh`; no weights where None.
+        device: to move the batch to.
+        weighting, num_cells: see `weigh`; no weights where `weighting` is None.
     """
     batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "sample_index"}
     batch["pixel_values"] = normalize(batch["pixel_values"], processor)

@@ -12,10 +12,10 @@ from ..hub.cards import Run, ask_about_card, complete_card
 
 
 class CheckpointPage:
-    """README.md and settings.yaml of a run; what the Hub would refuse of them fails before the training.
+    """README.md (the card) and settings.yaml of a run.
 
     Args:
-        settings: YAML of what was given, to be published; see `Run`.
+        settings: YAML of the settings that were given, fit to be published.
         training_args: of the run.
         dataset: public name of the data set.
     """
@@ -27,20 +27,17 @@ class CheckpointPage:
         self.run = Run(title, dataset, settings, training_args.hub_license)
 
     def ask_hub(self, card: ModelCard) -> None:
-        """Ask the Hub about the card's metadata before the training, where the run is published.
-
-        Raises:
-            InputError: if the Hub does not take them.
-        """
+        """Raise InputError if the run is to be published and the Hub refuses the card; called before the training."""
         if self.args.push_to_hub and self.args.process_index == 0:
             ask_about_card(card)
 
     def write(self, card: ModelCard, rows: Sequence[Mapping[str, Any]] = (), repo_id: str | None = None) -> None:
-        """Write both files; at the beginning of a training without results.
+        """Write both files, in the process that saves.
 
         Args:
+            card: of the run, without results.
             rows: results of this checkpoint, as in results.json.
-            repo_id: of the repository, put in place of "path/to/this/directory".
+            repo_id: name of the repository, in place of "path/to/this/directory".
         """
         if self.args.should_save:
             self.output_dir.mkdir(parents=True, exist_ok=True)

@@ -30,19 +30,19 @@ SAVE_ERRORS = (OSError, RuntimeError, SafetensorError)  # what a full disk raise
 
 
 class StatefulCallback(TrainerCallback):
-    """A callback with files of its own in every checkpoint of a `PixelTrainer`."""
+    """A callback that writes files of its own into every checkpoint of a `PixelTrainer`."""
 
     def save(self, checkpoint: Path) -> None:
-        """Write them into a checkpoint directory; called in the process that saves."""
+        """Write the files into a checkpoint directory; called in the process that saves."""
         raise NotImplementedError
 
 
 class CheckpointingTrainer(Trainer):
-    """Trainer whose checkpoints are written aside, to the disk, and then renamed.
+    """Trainer whose checkpoints are written aside, synced to the disk, and then renamed.
 
-    One that cannot be written is reported and does not end the training; a final model that cannot be written does.
-    Of the checkpoints in its directory a run deletes, names and loads its own alone (see `run_directory`). Weights that
-    are not finite are not saved.
+    A checkpoint that cannot be written is reported, and the training goes on; a final model that cannot be written ends
+    it. A run deletes, names and loads only its own checkpoints (see `run_directory`). Weights that are not finite are
+    not saved.
     """
 
     run_settings: Mapping[str, Any] | None = None
@@ -53,7 +53,7 @@ class CheckpointingTrainer(Trainer):
         self._is_saving_aside = False
 
     def _check_weights(self) -> None:
-        """Raise StoppedError, in every process, where a weight is not finite: it must not be saved."""
+        """Raise StoppedError, in every process, if a weight is not finite: it must not be saved."""
         names = nonfinite_names(model_tensors(self.model))
         if largest_of_processes(len(names), self.args):
             raise StoppedError(
@@ -62,13 +62,13 @@ class CheckpointingTrainer(Trainer):
             )
 
     def _save_before_the_end(self) -> None:
-        """Save what is trained, after an error of the loader, which comes between steps; other processes may not."""
+        """Save what is trained after an error of the loader, in a run of one process: others would not take part."""
         saved = [step_of(checkpoint) for checkpoint in whole_checkpoints(Path(self.args.output_dir))]
         if self.state.global_step and self.args.world_size == 1 and self.state.global_step not in saved:
             self._save_checkpoint(self.model, trial=None)
 
     def _how_to_go_on(self) -> str:
-        """The last checkpoint of this run, and the command that goes on with it; where there is none, this command."""
+        """Name the last checkpoint of this run, and the command that goes on with it, or else that starts it again."""
         command = getattr(self.args, "_command", ())
         whole = whole_checkpoints(Path(self.args.output_dir))
         reached = [checkpoint for checkpoint in whole if step_of(checkpoint) <= self.state.global_step]
@@ -117,20 +117,20 @@ class CheckpointingTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _name_best(self, output_dir: Path) -> None:
-        """Where the best checkpoint is going to be, in every process; not where it is written."""
+        """Note, in every process, the place that the best checkpoint gets, not the one where it is written aside."""
         best = self.state.best_global_step
         if best and (best == self.state.global_step or is_own(output_dir, output_dir / f"checkpoint-{best}")):
             self.state.best_model_checkpoint = str(output_dir / f"checkpoint-{best}")
 
     def _finalize_training(self, *args, **kwargs):
-        limit, self.args.save_total_limit = self.args.save_total_limit, None  # the stock one deletes other runs' too
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # else it deletes those of other runs
         try:
             return super()._finalize_training(*args, **kwargs)
         finally:
             self.args.save_total_limit = limit
 
     def _rotate_checkpoints(self, output_dir: Path) -> None:
-        """Delete the oldest checkpoints of this run over `save_total_limit`; not the last one, and not the best."""
+        """Delete the oldest checkpoints of this run above `save_total_limit`, but not the last one and the best."""
         limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
         if not limit or limit < 0:
             return
@@ -155,7 +155,7 @@ class CheckpointingTrainer(Trainer):
 
     def _move_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
         durability.sync(unfinished)
-        if checkpoint.exists():  # of an earlier run in this directory, or saved before this one went back
+        if checkpoint.exists():  # of an earlier run here, or of this one before it went back to an earlier step
             checkpoint.rename(unfinished.with_name("replaced"))
         durability.replace(unfinished, checkpoint)
         shutil.rmtree(unfinished.parent)
@@ -163,7 +163,7 @@ class CheckpointingTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         """Write the model aside and move its files, so that a full disk leaves the earlier ones whole.
 
-        training_args.bin is left out: it is a pickle with local paths and the access token in it.
+        training_args.bin is left out: it is a pickle that holds local paths and the access token.
         """
         folder = Path(output_dir or self.args.output_dir)
         unfinished = folder / UNFINISHED
@@ -176,23 +176,18 @@ class CheckpointingTrainer(Trainer):
             unfinished.rmdir()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`.
-
-        Raises:
-            StoppedError: if the files cannot be written.
-        """
-        if _internal_call:
-            super().save_model(output_dir, _internal_call=True)
-            return
+        """As `Trainer.save_model`; raise StoppedError if the files cannot be written."""
         try:
-            super().save_model(output_dir, _internal_call=True)  # publishing waits for results and card
+            super().save_model(output_dir, _internal_call=True)  # else it publishes, before results and card are there
         except SAVE_ERRORS as error:
+            if _internal_call:
+                raise
             folder = output_dir or self.args.output_dir
             raise StoppedError(
                 f"the trained model cannot be written into {folder}: {error}. {self._how_to_go_on()}"
             ) from error
 
-    # The stock methods load the file's key names into a model that has others, and drop the encoders of ViT and Swin.
+    # transformers' own methods drop the encoders of ViT and Swin, whose names differ between file and model.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._is_sharded:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

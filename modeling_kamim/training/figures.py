@@ -1,7 +1,6 @@
-"""Pictures of a pretraining: reconstructions and curves; how figures are saved."""
+"""Draw reconstructions and curves of a pretraining; save figures."""
 
 import contextlib
-import io
 import logging
 import math
 import warnings
@@ -29,21 +28,16 @@ COLUMNS = ("original", "masked", "reconstruction", "weights")
 
 
 def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:
-    """Draw a figure and write it into files, whose suffixes tell the formats.
+    """Draw a figure, write it into files whose suffixes tell the formats, and return whether that succeeded.
 
-    No picture is worth the results of a run: one that fails is named in the log, and an earlier one is removed.
-
-    Returns:
-        Whether it was written.
+    A picture that fails never ends a run: it is named in the log, and earlier files of its name are removed.
     """
     try:
         figure = draw()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # boxes stand for what the font lacks
             for file in files:
-                picture = io.BytesIO()
-                figure.savefig(picture, format=file.suffix[1:], dpi=dpi)
-                file.write_bytes(picture.getvalue())
+                figure.savefig(file, dpi=dpi)
     except Exception as error:  # whatever matplotlib, the images in it or the disk raise
         logger.warning("%s could not be drawn, and is left out: %s", files[0].name, first_line(error))
         with contextlib.suppress(OSError):
@@ -61,13 +55,13 @@ def reconstruction_figure(
     mean: list[float],
     std: list[float],
 ) -> Figure:
-    """Rows of original, masked image, reconstruction (visible pixels kept), and weights.
+    """Draw a row for each image: original, masked image, reconstruction (visible pixels kept), and weights.
 
     Args:
         pixel_values: `(num_images, 3, height, width)`, normalized.
-        mask: `(num_images, rows, columns)`, bool, True where masked.
+        mask: `(num_images, rows, columns)`, bool, True where a patch is masked.
         reconstruction: like `pixel_values`.
-        weights: `(num_images, weight_rows, weight_columns)`.
+        weights: `(num_images, weight_rows, weight_columns)`, 1 or more.
         mean, std: of the normalization, for each channel.
     """
     masked, original = pixels_of_mask(mask, pixel_values), to_rgb(pixel_values, mean, std)
@@ -92,12 +86,12 @@ def reconstruction_figure(
 
 
 def weight_norm(*weights: np.ndarray) -> LogNorm:
-    """The scale of keypoint weights, logarithmic from 1 to the largest of some."""
+    """Return the scale of keypoint weights, logarithmic from 1 to the largest of some arrays."""
     return LogNorm(1.0, max(1.01, *(float(part.max()) for part in weights)))
 
 
 def label_weights(axis: Axes) -> None:
-    """Ticks of a vertical logarithmic axis of weights, such as that of a color bar of `weight_norm`."""
+    """Set the ticks of a vertical logarithmic axis of weights, such as that of a color bar of `weight_norm`."""
     low, high = axis.get_ylim()
     ticks = [tick for tick in WEIGHT_TICKS if low * 0.999 <= tick <= high * 1.001]
     axis.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
@@ -105,19 +99,19 @@ def label_weights(axis: Axes) -> None:
 
 
 def pixels_of_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray:
-    """`(num_images, height, width, 1)` bool mask of pixels for a mask of patches `(num_images, rows, columns)`."""
+    """Return the bool pixel mask `(num_images, height, width, 1)` of a patch mask `(num_images, rows, columns)`."""
     height, width = pixel_values.shape[2:]
     return upsample(mask, height, width).unsqueeze(-1).numpy()
 
 
 def to_rgb(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """`(num_images, height, width, 3)` in [0, 1] for normalized `(num_images, 3, height, width)`."""
+    """Return images in [0, 1], `(num_images, height, width, 3)`, of normalized `(num_images, 3, height, width)`."""
     channels_last = images.permute(0, 2, 3, 1).float().numpy()
     return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
 
 
 def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
-    """Curves of a training by step: a panel each for loss, masked L1, learning rate, and top-1 while it trains.
+    """Draw curves of a training by step: panels for loss, masked L1, learning rate, and top-1 during the training.
 
     Args:
         log: `trainer.state.log_history`; a panel without entries is left out.
@@ -128,15 +122,11 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
         "learning rate": {"learning_rate": "learning rate"},
         "top-1 accuracy": {"probe_top1": "linear probe", "knn_top1": "nearest neighbors", "eval_top1": "validation"},
     }
-    series = {
-        title: {
-            label: found
-            for key, label in keys.items()
-            if (found := [(e["step"], e[key]) for e in log if e.get(key) is not None])
-        }
-        for title, keys in panels.items()
-    }
-    series = {title: curves for title, curves in series.items() if curves}
+    series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # from panel and label to points
+    for title, keys in panels.items():
+        for key, label in keys.items():
+            if points := [(entry["step"], entry[key]) for entry in log if entry.get(key) is not None]:
+                series.setdefault(title, {})[label] = points
     num_rows = 2 if len(series) > 3 else 1
     num_columns = max(1, math.ceil(len(series) / num_rows))
     figure = Figure(figsize=(4.6 * num_columns, 3.4 * num_rows), layout="constrained")

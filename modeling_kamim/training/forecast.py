@@ -13,18 +13,18 @@ from .recipe import num_steps
 logger = logging.getLogger(__name__)
 TRIAL = "kamim pretrain configs/quickstart/pretrain.yaml"
 LONG = 30 * 60  # seconds from which on a smaller trial is proposed
-_NUM_IMAGES = 2  # of a timed step: few, so that the largest model takes a second
+_NUM_IMAGES = 2  # in a timed step: few, so that the largest model takes a second
 
 
 def tell_duration(
     model: KamimForMaskedImageModeling, args: PretrainingArguments, num_images: int | None, first_step: int = 0
 ) -> None:
-    """Log what the training will take, where it is on a CPU, and the command of a small one where that is long.
+    """Log how long a training on a CPU will take, and where that is long the command of a small one.
 
     Args:
-        model: that is trained; it stays as it is.
+        model: the model to train; it stays as it is.
         args: of the training.
-        num_images: of the training set; None for a stream, whose steps `args.max_steps` tells.
+        num_images: in the training set; None for a stream, whose steps are `args.max_steps`.
         first_step: steps that are done already.
     """
     if args.device.type != "cpu" or args.process_index > 0:
@@ -43,7 +43,7 @@ def tell_duration(
 def seconds_per_image(
     model: KamimForMaskedImageModeling, bf16: bool, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Seconds of a forward and a backward pass, for each image, of the second of two steps on two noise images.
+    """Return the seconds that a forward and a backward pass take for each image; measured on noise.
 
     The model, its gradients and the random numbers of torch stay as they are.
     """
@@ -52,7 +52,7 @@ def seconds_per_image(
     with torch.random.fork_rng(devices=[]):
         pixels = torch.randn(_NUM_IMAGES, config.num_channels, config.image_size, config.image_size)
         mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
-        for _ in range(2):  # the first one prepares
+        for _ in range(2):  # the first step is slower, and does not count
             start = clock()
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = model(pixel_values=pixels, bool_masked_pos=mask).loss
@@ -63,7 +63,7 @@ def seconds_per_image(
 
 
 def in_words(seconds: float) -> str:
-    """A duration with one or two digits: "40 seconds", "3 minutes", "14 hours", "2.5 days"."""
+    """Return a duration with one or two digits: "40 seconds", "3 minutes", "14 hours", "2.5 days"."""
     units = (("day", 86400), ("hour", 3600), ("minute", 60), ("second", 1))
     name, size = next((unit for unit in units if seconds >= 1.5 * unit[1]), units[-1])
     number = f"{seconds / size:.2g}" if seconds < 10 * size else f"{seconds / size:,.0f}"

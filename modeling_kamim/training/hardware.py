@@ -26,7 +26,7 @@ class Hardware:
 
 
 def find_hardware(use_cpu: bool = False) -> Hardware:
-    """The accelerator where there is one that torch can use, else the CPU.
+    """Return the accelerator that torch can use, or the CPU where there is none.
 
     Args:
         use_cpu: do not look for an accelerator.

@@ -18,38 +18,31 @@ from ..models.masked_image_modeling import KamimSwinForMaskedImageModeling, Kami
 from .run_directory import signed_files
 
 _NEEDED = ("scheduler.pt", "trainer_state.json")
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # the second of FSDP
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # FSDP writes the second
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", _INDEX)
 _STATE_KEYS = ("epoch", "global_step", "log_history", "max_steps")
-_MODELS = {
-    model.__name__: model
-    for model in (
-        KamimSwinForMaskedImageModeling,
-        KamimViTForImageClassification,
-        KamimViTForMaskedImageModeling,
-    )
-}
+_OWN_MODELS = (KamimSwinForMaskedImageModeling, KamimViTForImageClassification, KamimViTForMaskedImageModeling)
+_MODELS = {model.__name__: model for model in _OWN_MODELS}
 
 
 def faults(checkpoint: Path) -> list[str]:
-    """Reasons why a run cannot go on with a checkpoint, as words behind its name; none if it is whole.
+    """Return reasons why a run cannot go on with a checkpoint, as words behind its name; none if it is whole.
 
-    Nothing may be missing of what it was saved with; JSON must parse, safetensors must have the size that their header
-    tells, PyTorch's files a directory at their end; and names and shapes of the weights must be those of the model
-    that its config.json describes.
+    It must have all files that it was saved with. JSON must parse, safetensors must have the size that their header
+    tells, and PyTorch's files, which are zip archives, a table of contents at their end. The weights must have the
+    names and shapes of the model that config.json describes.
     """
     if not checkpoint.is_dir():
         return ["is not a directory"]
-    missing = missing_files(checkpoint)
-    if missing:
+    if missing := missing_files(checkpoint):
         return [f"lacks {', '.join(missing)}"]
     broken = [reason for file in sorted(checkpoint.iterdir()) if (reason := _fault_of(file)) is not None]
     return broken or _faults_of_weights(checkpoint)
 
 
 def missing_files(checkpoint: Path) -> list[str]:
-    """Names of what resuming needs and a directory lacks."""
+    """Return the names of the files that resuming needs and a checkpoint lacks."""
     signed = signed_files(checkpoint)
     needed = {*_NEEDED, *(signed or ["config.json"]), *_parts(checkpoint / _INDEX)}
     missing = [name for name in sorted(needed) if not (checkpoint / name).is_file()]
@@ -62,7 +55,7 @@ def missing_files(checkpoint: Path) -> list[str]:
 
 
 def _parts(index: Path) -> set[str]:
-    """Files that the index of a model in parts names; none if there is no index, or it is broken."""
+    """Return the files that the index of a model in several files names; none without an index, or a broken one."""
     try:
         return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -91,15 +84,11 @@ def _check_json(file: Path) -> None:
     if lacking:
         raise ValueError(f"it lacks {', '.join(lacking)}")
     if file.name == "trainer_state.json":
-        _check_state(content)
-
-
-def _check_state(content: dict[str, Any]) -> None:
-    unknown = content.keys() - {field.name for field in fields(TrainerState)}
-    if unknown:
-        raise ValueError(f"{', '.join(sorted(unknown))}: not of this version of transformers")
-    if not isinstance(content["global_step"], int):
-        raise ValueError(f"global_step is {content['global_step']!r}")
+        unknown = content.keys() - {field.name for field in fields(TrainerState)}
+        if unknown:
+            raise ValueError(f"{', '.join(sorted(unknown))}: not of this version of transformers")
+        if not isinstance(content["global_step"], int):
+            raise ValueError(f"global_step is {content['global_step']!r}")
 
 
 def _check_safetensors(file: Path) -> None:
@@ -108,30 +97,25 @@ def _check_safetensors(file: Path) -> None:
 
 
 def _check_zip(file: Path) -> None:
-    with zipfile.ZipFile(file) as archive:  # its directory is at the end
+    with zipfile.ZipFile(file) as archive:  # its table of contents is at its end
         if not archive.namelist():
             raise ValueError("there is nothing in it")
 
 
-_CHECKS: dict[str, Callable[[Path], None]] = {
-    ".json": _check_json,
-    ".safetensors": _check_safetensors,
-    ".pt": _check_zip,
-    ".pth": _check_zip,
-    ".bin": _check_zip,
-}
+_ZIPS: dict[str, Callable[[Path], None]] = dict.fromkeys((".pt", ".pth", ".bin"), _check_zip)
+_CHECKS = {".json": _check_json, ".safetensors": _check_safetensors, **_ZIPS}
 
 
 def _faults_of_weights(checkpoint: Path) -> list[str]:
     file = checkpoint / "config.json"
-    if not file.is_file():  # a head alone: the trainer compares it with its own
+    if not file.is_file():  # a head without an encoder: the trainer compares it with its own
         return []
     name = (json.loads(file.read_text(encoding="utf-8")).get("architectures") or [None])[0]
     if name is None:
         return ["has a config.json that names no architecture"]
     model_class: Any = _MODELS.get(name, getattr(transformers, name, None))
     if model_class is None:
-        return []  # a class of the user's own, which its name does not find
+        return []  # a class of the user's own, which cannot be found by its name
     try:
         with quiet_loading():
             _, info = model_class.from_pretrained(
@@ -141,6 +125,6 @@ def _faults_of_weights(checkpoint: Path) -> list[str]:
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
             )
-    except Exception as error:  # transformers raises nearly anything on a config that is not its own
+    except Exception as error:  # on a config that is not its own transformers raises nearly anything
         return [f"cannot be loaded ({first_line(error)})"]
     return unfit_weights(info, may_hold_more=False)

@@ -3,6 +3,7 @@
 import os
 
 import torch
+from accelerate.utils import parse_flag_from_env, reduce
 from transformers import TrainingArguments
 
 from ..errors import InputError
@@ -18,16 +19,17 @@ def check_launch(args: TrainingArguments) -> None:
     """Stop a launch that would train with fewer processes than asked for, or without the shards asked for.
 
     `accelerate launch --num_processes 2` starts one process where --cpu or a MULTI_CPU config is given, or where there
-    are no two GPUs: it leaves MASTER_ADDR in the environment, but no rank. Processes that do not find each other would
-    each train alone. FSDP and DeepSpeed are ignored on CPUs. FSDP2's default way of saving leaves no model.safetensors.
+    are fewer than two GPUs: it leaves MASTER_ADDR in the environment, but no rank.
 
     Raises:
-        InputError: in these cases; the message holds the right command.
+        InputError: if processes are missing or do not find each other, FSDP would leave no model.safetensors (FSDP2's
+            default), or FSDP or DeepSpeed is to run on CPUs, where accelerate ignores it.
     """
     started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
     if started != args.world_size:
         raise InputError(f"{started} processes were started, and each would train alone; {_COMMANDS}")
-    if args.world_size == 1 and _launcher_dropped_processes():
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if args.world_size == 1 and by_accelerate and not any(rank in os.environ for rank in _RANKS):
         raise InputError(
             f"accelerate launch was asked for several processes and started one; {_COMMANDS}. Where one is what you "
             "want, give --num_processes 1, and unset MASTER_ADDR"
@@ -38,42 +40,31 @@ def check_launch(args: TrainingArguments) -> None:
         raise InputError("FSDP and DeepSpeed need GPUs: accelerate ignores them on CPUs; launch without them")
 
 
-def _launcher_dropped_processes() -> bool:
-    is_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
-    return is_accelerate and "MASTER_ADDR" in os.environ and not any(rank in os.environ for rank in _RANKS)
-
-
 def largest_of_processes(number: int, args: TrainingArguments) -> int:
-    """The largest of the numbers that the processes of a run have; every one of them must call this."""
-    if args.world_size == 1:
+    """Return the largest of the numbers that the processes of a run have; every one of them must call this."""
+    if args.world_size == 1:  # a GPU need not be waited for
         return number
-    everyone = torch.tensor(number, device=args.device)
-    torch.distributed.all_reduce(everyone, op=torch.distributed.ReduceOp.MAX)
-    return int(everyone)
+    return int(reduce(torch.tensor(number, device=args.device), "max"))
 
 
 def is_sharded(args: TrainingArguments) -> bool:
-    """Whether FSDP or DeepSpeed is asked for, by argument or by accelerate's config."""
-    return bool(args.fsdp or args.deepspeed) or is_on("ACCELERATE_USE_FSDP") or is_on("ACCELERATE_USE_DEEPSPEED")
+    """Return whether FSDP or DeepSpeed is asked for, by argument or by accelerate's config."""
+    by_launcher = map(parse_flag_from_env, ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"))
+    return bool(args.fsdp or args.deepspeed) or any(by_launcher)
 
 
 def is_fsdp1(args: TrainingArguments) -> bool:
-    """Whether it is the first FSDP, which flattens parameters, and which transformers no longer supports."""
+    """Return whether FSDP1 is asked for, which flattens parameters, and which transformers no longer supports."""
     by_argument = bool(args.fsdp) and (args.fsdp_plugin_args or {}).get("fsdp_version") == 1
-    return by_argument or (is_on("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1")
+    return by_argument or (parse_flag_from_env("ACCELERATE_USE_FSDP") and os.environ.get("FSDP_VERSION", "1") == "1")
 
 
 def _saves_shards(args: TrainingArguments) -> bool:
     if args.fsdp:
         kind = (args.fsdp_plugin_args or {}).get("state_dict_type")
-    elif is_on("ACCELERATE_USE_FSDP"):
+    elif parse_flag_from_env("ACCELERATE_USE_FSDP"):
         default = "FULL_STATE_DICT" if is_fsdp1(args) else "SHARDED_STATE_DICT"
         kind = os.environ.get("FSDP_STATE_DICT_TYPE", default)
     else:
         return False
     return kind != "FULL_STATE_DICT"
-
-
-def is_on(variable: str) -> bool:
-    """Whether accelerate's launcher has turned something on by an environment variable."""
-    return os.environ.get(variable, "false").lower() in ("true", "1")

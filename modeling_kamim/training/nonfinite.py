@@ -10,18 +10,13 @@ import torch
 
 
 class NonfiniteGuard:
-    """The batches of the running optimizer step: their samples and losses."""
+    """Remember the batches of the running optimizer step: the numbers of their samples, and their losses."""
 
     def __init__(self):
         self._batches: list[tuple[torch.Tensor | None, torch.Tensor]] = []
 
     def remember(self, sample_index: torch.Tensor | None, loss: torch.Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            sample_index: `(batch_size,)`, int64; None where the samples have no numbers.
-            loss: scalar.
-        """
+        """Add a batch: `sample_index` `(batch_size,)`, int64, None where samples have no numbers; `loss`, a scalar."""
         self._batches.append((sample_index, loss))
 
     def forget(self) -> None:
@@ -38,7 +33,8 @@ class NonfiniteGuard:
 
         Args:
             gradient_norm: of the whole step.
-            is_scaled: whether a scaler of fp16 is in use: then infinite gradients only say that its scale is too large.
+            is_scaled: whether fp16's gradient scaler is in use. An infinite norm only tells it that its scale is too
+                large, and does not count.
         """
         return all(map(math.isfinite, self.losses)) and (is_scaled or math.isfinite(gradient_norm))
 
@@ -48,10 +44,10 @@ class NonfiniteGuard:
         """Write JSON with the numbers of the step and the images of its batches.
 
         Args:
-            file: to write; its folder is made.
+            file: where to write it; its folder is made.
             step, epoch: of the training.
             gradient_norm: of the step.
-            name_of: from the number of a sample to what names it.
+            name_of: from the number of a sample to what names it, such as its file.
 
         Returns:
             What happened, as a sentence.

@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 
 class PublishingTrainer(CheckpointingTrainer):
-    """Trainer whose `push_to_hub` publishes what `publishing.published_files` names, never pickles or the access token.
+    """Trainer whose `push_to_hub` publishes what `published_files` names, never pickles or the access token.
 
-    What cannot be published is reported and does not end the training.
+    A push that fails is reported, and the training goes on.
     """
 
     def init_hf_repo(self, *args, **kwargs) -> None:
-        """Make the repository; where that fails, it is tried again when there is something to publish."""
+        """Make the repository; where that fails, the first push tries again."""
         if not self.is_world_process_zero():
             return
         settings = self.args
@@ -33,10 +33,9 @@ class PublishingTrainer(CheckpointingTrainer):
         self.push_in_progress = None
 
     def push_to_hub(self, commit_message: str | None = "End of training", *args, **kwargs) -> str | None:
-        """Publish the output directory as it is; a failure is reported with the command that repeats it.
+        """Publish the output directory as it is, and return the address of the commit; None where it fails.
 
-        Returns:
-            Address of the commit; None if there is none.
+        A failure is reported with the command that repeats the push.
         """
         if not self.is_world_process_zero():
             return None
@@ -44,9 +43,8 @@ class PublishingTrainer(CheckpointingTrainer):
             self.init_hf_repo()
         output_dir = Path(self.args.output_dir)
         try:
-            address = self.publisher.push(
-                published_files(output_dir, left_by_others(output_dir)), commit_message or "End of training"
-            )
+            files = published_files(output_dir, left_by_others(output_dir))
+            address = self.publisher.push(files, commit_message or "End of training")
         except PublishError as error:
             command = self.publisher.command(output_dir)
             logger.error("NOT published: %s\nThe checkpoint is whole in %s. Publish it: %s", error, output_dir, command)
@@ -64,9 +62,8 @@ class PublishingTrainer(CheckpointingTrainer):
         files = published_files(checkpoint)
         files |= {name: (page / name).read_bytes() for name in PAGE_FILES if (page / name).is_file()}
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            files |= checkpoint_files(
-                checkpoint, "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            )
+            folder = "last-checkpoint" if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+            files |= checkpoint_files(checkpoint, folder)
         try:
             self.publisher.push_in_background(files, f"Training in progress, step {self.state.global_step}")
         except OSError as error:

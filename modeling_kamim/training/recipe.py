@@ -15,25 +15,27 @@ from ..errors import InputError, on_one_line
 from ..limits import LEARNING_RATE
 
 _REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError)
-_TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}  # the others are called as transformers calls them
+_TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}  # the others have the names that transformers uses
 _OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that cannot be made without the model
 _WITHOUT_PARAMETERS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
-_PROBED_STEPS = 1000  # of a schedule whose length is not known yet
+_PROBED_STEPS = 1000  # length of a trial schedule where the real one is not known yet
 
 
 def check_recipe(args: TrainingArguments, metrics: Sequence[str]) -> None:
-    """Try what transformers would find out in the midst of the work: nothing is trained, nothing written.
+    """Check before the work what transformers would find out in the midst of it; nothing is trained or written.
 
     Args:
         args: of the run.
-        metrics: names that the evaluation gives, without "eval_".
+        metrics: names of the scores of an evaluation, without "eval_".
 
     Raises:
         InputError: for the first setting that cannot work.
     """
     _check_loader(args)
     _check_trackers(args.report_to)
-    _check_metric(args.metric_for_best_model, metrics)
+    best = args.metric_for_best_model
+    if best is not None and best.removeprefix("eval_") not in metrics:
+        raise InputError(f"metric_for_best_model is {best!r}; allowed: {', '.join(metrics)}")
     _check_optimizer(args)
     _check_schedule(args)
     if args.max_steps > 0:
@@ -41,11 +43,11 @@ def check_recipe(args: TrainingArguments, metrics: Sequence[str]) -> None:
 
 
 def check_steps(args: TrainingArguments, num_images: int) -> None:
-    """Whether a training on so many images takes a step, and its warm-up ends.
+    """Check that a training on so many images takes a step, and that its warm-up ends.
 
     Raises:
-        InputError: if there are fewer images than `dataloader_drop_last` leaves a batch of, or more steps of warm-up
-            than steps.
+        InputError: if there is no whole batch and `dataloader_drop_last` drops the others, or the warm-up has more
+            steps than the training.
     """
     if _num_batches(args, num_images) == 0:
         at_a_time = args.train_batch_size * args.world_size
@@ -59,7 +61,7 @@ def check_steps(args: TrainingArguments, num_images: int) -> None:
 
 
 def num_steps(args: TrainingArguments, num_images: int) -> int:
-    """Optimizer steps of a training on so many images."""
+    """Return the number of optimizer steps of a training on so many images."""
     if args.max_steps > 0:
         return args.max_steps
     steps_per_epoch = math.ceil(_num_batches(args, num_images) / args.gradient_accumulation_steps)
@@ -72,7 +74,7 @@ def _num_batches(args: TrainingArguments, num_images: int) -> int:
 
 
 def check_evaluation(args: TrainingArguments, has_validation: bool) -> None:
-    """Raise InputError where evaluations are asked for while it trains, and there are no images for them."""
+    """Raise InputError if evaluations are asked for during the training, and there are no images for them."""
     wanted = {"eval_strategy": args.eval_strategy.value != "no", "eval_on_start": args.eval_on_start}
     for name, is_wanted in wanted.items():
         if is_wanted and not has_validation:
@@ -113,13 +115,8 @@ def _check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def _check_metric(name: str | None, metrics: Sequence[str]) -> None:
-    if name is not None and name.removeprefix("eval_") not in metrics:
-        raise InputError(f"metric_for_best_model is {name!r}; allowed: {', '.join(metrics)}")
-
-
 def _check_optimizer(args: TrainingArguments) -> None:
-    """Make the optimizer for a parameter of no model."""
+    """Make the optimizer, for a parameter that belongs to no model."""
     name = args.optim.value
     try:
         make, settings = Trainer.get_optimizer_cls_and_kwargs(args)
@@ -133,25 +130,19 @@ def _check_optimizer(args: TrainingArguments) -> None:
         raise InputError(f"optim is {name!r}{given}, which cannot be used: {on_one_line(error)}") from error
 
 
-def _values(parameters: object) -> list[object]:
-    return list(parameters.values()) if isinstance(parameters, dict) else []
-
-
 def _check_schedule(args: TrainingArguments) -> None:
     """Make the schedule, and ask it for learning rates."""
-    steps = args.max_steps if args.max_steps > 0 else _PROBED_STEPS
-    given = (
-        f"lr_scheduler_kwargs is {args.lr_scheduler_kwargs!r} for lr_scheduler_type {args.lr_scheduler_type.value!r}"
-    )
-    if args.lr_scheduler_kwargs and args.lr_scheduler_type in _WITHOUT_PARAMETERS:
+    steps, parameters = args.max_steps if args.max_steps > 0 else _PROBED_STEPS, args.lr_scheduler_kwargs
+    given = f"lr_scheduler_kwargs is {parameters!r} for lr_scheduler_type {args.lr_scheduler_type.value!r}"
+    if parameters and args.lr_scheduler_type in _WITHOUT_PARAMETERS:
         raise InputError(f"{given}, which takes none; leave them out")
-    numbers = [value for value in _values(args.lr_scheduler_kwargs) if isinstance(value, int | float)]
-    if not all(0 <= number < math.inf for number in numbers):  # some schedules make a rate of 0 of them
+    values = parameters.values() if isinstance(parameters, dict) else ()
+    if not all(0 <= value < math.inf for value in values if isinstance(value, int | float)):  # else the rate may be 0
         raise InputError(f"{given}; its numbers must be finite and not negative")
     warmup = min(args.get_warmup_steps(steps), steps)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
     try:
-        schedule = get_scheduler(args.lr_scheduler_type, optimizer, warmup, steps, args.lr_scheduler_kwargs)
+        schedule = get_scheduler(args.lr_scheduler_type, optimizer, warmup, steps, parameters)
         shares = getattr(schedule, "lr_lambdas", [])
         rates = [args.learning_rate * share(step) for share in shares for step in (0, warmup, steps // 2, steps - 1)]
         bad = [rate for rate in rates if not LEARNING_RATE.holds(rate)]

@@ -12,6 +12,7 @@ from transformers import TrainerState, TrainingArguments
 from ..errors import InputError
 from ..files import json_values
 from ..privacy import public_settings
+from .arguments import RecipeArguments
 from .integrity import faults
 from .run_directory import checkpoints, is_own
 
@@ -39,19 +40,20 @@ _SCORING = re.compile(  # may differ where no score decides which weights are ke
     r"eval_\w+|\w+_eval_\w+|prediction_loss_only|include_for_metrics|validation_split|metric_for_best_model"
     r"|greater_is_better|save_(strategy|steps)"
 )
-# How a step's images are cut; may differ where nothing is drawn for a batch: Swin has drop path, classifiers mix images
+# How a step's images are cut into batches; may differ where no random number is drawn for a batch. Swin draws for drop
+# path, and classifiers draw to mix images.
 _BATCHING = re.compile(r"per_device_train_batch_size|gradient_accumulation_steps")
 _MAY_GROW = ("max_steps", "num_train_epochs")  # the trainer says what the schedule becomes
 
 
 def find_checkpoint(args: TrainingArguments) -> str | None:
-    """The checkpoint of `args.resume_from_checkpoint`, checked before any work starts.
+    """Return the checkpoint that `args.resume_from_checkpoint` means; None to begin anew.
 
-    "auto" is the last whole checkpoint of the run that has the output directory, or None where there is none; those of
-    other runs, and those that are not whole, are passed over, and the log says why.
+    "auto" means the last whole checkpoint of the run that has the output directory. Checkpoints of other runs, and
+    those that are not whole, are passed over, and the log says why.
 
     Raises:
-        InputError: if it is not the directory of a whole checkpoint.
+        InputError: if what is named is not the directory of a whole checkpoint.
     """
     wanted, output_dir = args.resume_from_checkpoint, Path(args.output_dir)
     if args.save_only_model:
@@ -90,13 +92,15 @@ def _last_whole(output_dir: Path) -> str | None:
 
 
 def whole_checkpoints(output_dir: Path) -> list[Path]:
-    """The whole checkpoints of the run that has an output directory, by their steps."""
-    own = [path for path in checkpoints(output_dir) if is_own(output_dir, path)]
-    return [path for path in own if not faults(path)]
+    """Return the whole checkpoints of the run that has an output directory, in the order of their steps."""
+    return [path for path in checkpoints(output_dir) if is_own(output_dir, path) and not faults(path)]
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:
-    """The trainer's state that a checkpoint holds; of a directory that was moved, its best checkpoint is moved too."""
+    """Return the trainer's state that a checkpoint holds.
+
+    Where the run's directory was moved, its best checkpoint is looked for beside this one.
+    """
     checkpoint = Path(checkpoint)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = state.best_model_checkpoint
@@ -107,41 +111,41 @@ def read_state(checkpoint: str | Path) -> TrainerState:
 
 
 def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
-    """Everything that decides what a run does, as JSON with public names.
+    """Return all that decides what a run does, as JSON with public names.
 
     Args:
-        arguments: the parsed dataclasses of a script; `TrainingArguments` among them.
-        facts: that the arguments do not tell, such as the number of training images.
+        *arguments: the parsed dataclasses of a command; `RecipeArguments` among them.
+        **facts: what the arguments do not tell, such as the number of training images.
     """
     settings: dict[str, Any] = {}
     for group in arguments:
-        is_training = isinstance(group, TrainingArguments)
-        settings |= group.to_dict() if is_training else vars(group)
-        if is_training:
-            settings["images_per_step"] = group.total_batch_size  # type: ignore[attr-defined]
-            settings["attn_implementation"] = group.attn_implementation  # type: ignore[attr-defined]
+        if isinstance(group, RecipeArguments):
+            settings |= group.to_dict()
+            settings |= {"images_per_step": group.total_batch_size, "attn_implementation": group.attn_implementation}
+        else:
+            settings |= vars(group)
     return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 
 def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) -> None:
-    """Compare the settings of a run with those of the checkpoint that it goes on with; the log lists the differences.
+    """Compare the settings of a run with those of the checkpoint that it goes on with, and log all differences.
 
     Args:
         checkpoint: its directory.
         settings: of `run_settings`.
-        force: go on even where the result changes.
+        force: go on although the result changes.
 
     Raises:
-        InputError: if one of them changes the result, unless forced.
+        InputError: if a difference changes the result, unless `force` is given.
     """
     file = Path(checkpoint) / SETTINGS_FILE
     if not file.is_file():
-        logger.warning("%s does not tell its settings (%s): not compared", checkpoint, SETTINGS_FILE)
+        logger.warning("%s has no %s: its settings are not compared", checkpoint, SETTINGS_FILE)
         return
     saved = json.loads(file.read_text(encoding="utf-8"))
     untold = sorted(saved.keys() ^ settings.keys())
     if untold:
-        logger.warning("Not compared, as %s and this version do not both tell them: %s", checkpoint, ", ".join(untold))
+        logger.warning("Not compared, as only one of %s and this version has them: %s", checkpoint, ", ".join(untold))
     differing = [name for name in settings if name in saved and saved[name] != settings[name]]
     lines = {name: f"{name}: {saved[name]!r} in the checkpoint, {settings[name]!r} now" for name in differing}
     if CONTENT in lines:
@@ -168,6 +172,6 @@ def _may_differ(name: str, saved: Mapping[str, Any], settings: Mapping[str, Any]
 
 
 def _same_content(saved: str, now: str) -> bool:
-    """Whether two fingerprints are of the same data, of which bad images may have been mended or damaged."""
-    pairs = list(zip(saved.split(), now.split(), strict=False))
-    return len(saved.split()) == len(now.split()) and all(a == b or "bad" in (a, b) for a, b in pairs)
+    """Return whether two fingerprints are of the same data, in which bad images may have been mended or damaged."""
+    before, after = saved.split(), now.split()
+    return len(before) == len(after) and all(a == b or "bad" in (a, b) for a, b in zip(before, after, strict=True))

@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 RUN_FILE = "kamim_run.json"
 LOCK_FILE = ".lock"
 PAGE_FILES = ("README.md", "settings.yaml")
-WRITTEN_HERE = "Written by modeling-kamim"  # the sign of a report, which has no other
+WRITTEN_HERE = "Written by modeling-kamim"  # words in every report, by which it is known
 _SIGNS_OF_A_CARD = ("<!-- results -->", "modeling-kamim")
 _held: set[Path] = set()  # directories that this process has locked
 
 
 @contextmanager
 def claimed(args: TrainingArguments) -> Iterator[None]:
-    """Within it the output directory is this run's alone; only the process that saves looks after it.
+    """Keep the output directory for this run alone inside the block; only the process that saves looks after it.
 
-    A directory that it had to make is removed where nothing was written into it.
+    A directory that was made for it is removed if nothing was written into it.
 
     Raises:
         InputError: if another run is writing there, nothing can be written there, or the README.md or settings.yaml
@@ -58,7 +58,7 @@ def claimed(args: TrainingArguments) -> Iterator[None]:
             yield
     finally:
         for folder in made:
-            with suppress(OSError):  # there is something in it
+            with suppress(OSError):  # where there is something in it
                 folder.rmdir()
 
 
@@ -73,7 +73,7 @@ def check_page(output_dir: Path) -> None:
 
 
 def check_reports(*files: Path) -> None:
-    """Raise InputError if one of these files, which are about to be written, is there and not of this package."""
+    """Raise InputError if one of these reports, which are about to be written, would overwrite a file of the user."""
     for file in files:
         text = _text(file)
         if text is not None and WRITTEN_HERE not in text:
@@ -81,7 +81,7 @@ def check_reports(*files: Path) -> None:
 
 
 def _text(file: Path) -> str | None:
-    """What a file holds; nothing where it cannot be read, None where it is not there."""
+    """Return what a file holds; "" where it cannot be read, None where there is none."""
     try:
         return file.read_text(encoding="utf-8", errors="replace") if os.path.exists(file) else None
     except OSError:
@@ -96,7 +96,7 @@ def _not_ours(file: Path) -> InputError:
 
 
 def check_writable(output_dir: Path) -> None:
-    """Raise InputError unless files can be written into `output_dir`, which is made."""
+    """Make a directory; raise InputError unless files can be written into it."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output_dir) as file:
@@ -107,7 +107,7 @@ def check_writable(output_dir: Path) -> None:
 
 @contextmanager
 def _locked(output_dir: Path) -> Iterator[None]:
-    """Within it other runs are refused, of this process too.
+    """Refuse other runs inside the block, those of this process too.
 
     The lock is a POSIX record lock: it ends with the process, however that ends, and workers do not inherit it.
     """
@@ -128,38 +128,28 @@ def _locked(output_dir: Path) -> Iterator[None]:
 
 
 def _open_lock(file: Path, output_dir: Path) -> IO[str]:
-    """The lock file, open and locked; only with a warning where the file system has no locks."""
+    """Return the lock file, open and locked; where the file system has no locks, warn and return it open."""
     while True:
         try:
             stream = file.open("a+", encoding="utf-8")
         except OSError as error:
             raise InputError(f"{file} cannot be opened ({error}); give another output_dir, or delete it") from error
-        if not _lock(stream, output_dir) or _is_at(stream, file):
+        try:
+            if fcntl is None:
+                raise OSError("this system has none")
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            stream.seek(0)
+            holder = stream.read() or "another process"
+            stream.close()
+            raise _in_use(output_dir, holder) from error
+        except OSError as error:
+            logger.warning("%s cannot be locked (%s): start no second run in it", output_dir, error)
             return stream
-        stream.close()  # the run that had it has just ended and removed it
-
-
-def _lock(stream: IO[str], output_dir: Path) -> bool:
-    try:
-        if fcntl is None:
-            raise OSError("this system has none")
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        stream.seek(0)
-        holder = stream.read() or "another process"
-        stream.close()
-        raise _in_use(output_dir, holder) from error
-    except OSError as error:
-        logger.warning("%s cannot be locked (%s): start no second run in it", output_dir, error)
-        return False
-    return True
-
-
-def _is_at(stream: IO[str], file: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), file.stat())
-    except FileNotFoundError:
-        return False
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(stream.fileno()), file.stat()):
+                return stream
+        stream.close()  # the run that had the lock has just ended and removed the file
 
 
 def _in_use(output_dir: Path, holder: str) -> InputError:
@@ -171,10 +161,11 @@ def _in_use(output_dir: Path, holder: str) -> InputError:
 def begin_run(output_dir: Path, checkpoint: str | None = None) -> None:
     """Write the identity of a run that begins: its checkpoint's, or a new one.
 
-    Beside it is noted which files another run has left in the directory, so that they are not taken for this one's.
+    Note beside it which files another run has left in the directory, so that they are not taken for this one's.
 
     Args:
-        checkpoint: that it goes on with; None where it begins anew.
+        output_dir: of the run; it is made.
+        checkpoint: to go on with; None to begin anew.
     """
     is_own = checkpoint is not None and identity(Path(checkpoint)) == _directory_identity(output_dir)
     if is_own and (output_dir / RUN_FILE).exists():
@@ -188,7 +179,7 @@ def begin_run(output_dir: Path, checkpoint: str | None = None) -> None:
 
 
 def _files(output_dir: Path) -> dict[str, list[int]]:
-    """Size and time of each file, by its name; not of what a run writes when it begins."""
+    """Return size and time of each file by its name, without the files that a run writes when it begins."""
     files = [file for file in output_dir.iterdir() if file.is_file()]
     return {file.name: _stamp(file) for file in files if file.name not in (*PAGE_FILES, RUN_FILE, LOCK_FILE)}
 
@@ -199,46 +190,46 @@ def _stamp(file: Path) -> list[int]:
 
 
 def left_by_others(directory: Path) -> set[str]:
-    """Names of the files in a directory that were there before its run began, and that it has not written since."""
+    """Return names of files that were in a directory before its run began, and that the run has not written since."""
     noted = _run(directory).get("left_by_others", {})
     return {name for name, stamp in noted.items() if (directory / name).is_file() and _stamp(directory / name) == stamp}
 
 
 def sign(output_dir: Path, checkpoint: Path) -> None:
-    """Write the identity of the run of `output_dir` into a checkpoint, with the names of all that is in it."""
+    """Write the identity of the run of `output_dir` into a checkpoint, with the names of all files in it."""
     files = sorted(file.name for file in checkpoint.iterdir() if file.is_file() and file.name != RUN_FILE)
     run = {"run": _directory_identity(output_dir), "files": files}
     write_text(checkpoint / RUN_FILE, json.dumps(run, indent=2) + "\n")
 
 
 def signed_files(checkpoint: Path) -> list[str]:
-    """Names of the files that a checkpoint was saved with; none where it does not tell."""
+    """Return the names of the files that a checkpoint was saved with; none where it does not tell."""
     return _run(checkpoint).get("files", [])
 
 
 def identity(checkpoint: Path) -> str | None:
-    """Identity of the run that saved a checkpoint; None where it does not tell, as of earlier versions."""
+    """Return the identity of the run that saved a checkpoint; None where it does not tell."""
     return _run(checkpoint).get("run")
 
 
 def is_own(output_dir: Path, checkpoint: Path) -> bool:
-    """Whether the run that has a directory saved a checkpoint."""
+    """Return whether a checkpoint is there, and the run that has a directory saved it."""
     return checkpoint.is_dir() and identity(checkpoint) == _directory_identity(output_dir)
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints in a directory by their steps, of whatever run, whole or not."""
+    """Return the checkpoints in a directory in the order of their steps, of whatever run, whole or not."""
     numbered = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted((path for path in numbered if path.is_dir()), key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step that a checkpoint was saved at."""
+    """Return the step that a checkpoint was saved at."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _directory_identity(output_dir: Path) -> str | None:
-    """Identity of the run that has a directory; where it does not tell, of the run that saved its last checkpoint."""
+    """Return the identity of the run that has a directory; where it does not tell, that of its last checkpoint."""
     run, saved = _run(output_dir), checkpoints(output_dir)
     return run["run"] if "run" in run else identity(saved[-1]) if saved else None
 

@@ -17,11 +17,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 def resume_command(command: Sequence[str], checkpoint: str | None = "auto") -> str:
-    """A command line, made to go on with a checkpoint; without access tokens.
+    """Return the command line that goes on with a checkpoint, without access tokens.
 
     Args:
-        command: words, the program first; none where the run was started from Python.
-        checkpoint: value of resume_from_checkpoint; None to leave the command as it was given.
+        command: words of the first command, the program first; empty where the run was started from Python.
+        checkpoint: value of --resume_from_checkpoint; None to leave the command as it was given.
     """
     if not command:
         return "the same call" + (f", with resume_from_checkpoint={checkpoint!r}" if checkpoint else "")
@@ -38,18 +38,18 @@ def resume_command(command: Sequence[str], checkpoint: str | None = "auto") -> s
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or Ctrl-C, save a checkpoint after the running step and end the training; a second ends it at once.
 
-    Every process of a job stops after the same step, whichever of them got the signal. The death of a loader's worker,
-    which torch raises from a signal handler, in the midst of a step, is left to the loader, which raises it when it is
-    asked for the next batch.
+    All processes of a job stop after the same step, whichever of them got the signal. While steps run, torch's handler
+    of SIGCHLD is off: it would raise the death of a loader's worker in the midst of a step. The loader raises it when
+    it is asked for the next batch.
     """
 
     def __init__(self):
         self.received: int | None = None
-        self._before: dict[int, Any] = {}  # handlers to put back; none where it does not listen
+        self._before: dict[int, Any] = {}  # handlers to put back; empty while it does not listen
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it signals are handled this way; only in the main thread, elsewhere Python does not allow it."""
+        """Handle signals this way inside the block; in other threads than the main one Python does not allow it."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -65,7 +65,7 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.received = number  # workers of the loader have a copy of this: they too go on at the first
+        self.received = number  # the loader's workers inherit this handler: they too go on after the first signal
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self._before and hasattr(signal, "SIGCHLD") and signal.SIGCHLD not in self._before:

@@ -1,4 +1,4 @@
-"""One interface for the images of a pretraining: a mapped data set, or a stream."""
+"""The images of a pretraining behind one interface: a data set that is there as a whole, or a stream."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,14 +11,7 @@ import datasets
 from ..data.attach_density import prepare_images
 from ..data.bad_images import add_bad_images, list_bad_images
 from ..data.keypoint_share import NUM_DETECTED
-from ..data.loading import (
-    DataArguments,
-    choose_splits,
-    find_image_column,
-    keep_encoded,
-    load_images,
-    subsample,
-)
+from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..data.streaming.reader import take_rows
 from ..data.streaming.stream import STREAM_EVAL_SAMPLES, SampleStream
@@ -32,21 +25,23 @@ class Source(ABC):
     """The images of a run, and the samples that a transform makes of them.
 
     Args:
-        splits: of the data set, by name.
+        splits: the splits of the data set by their names.
         data_args, args: of the run.
 
     Raises:
-        InputError: if a split or the images' column cannot be told, or evaluations are asked for without images.
+        InputError: if a split or the column of the images cannot be told, or evaluations are asked for and there are
+            no images for them.
     """
 
     trainer_class: ClassVar[type[MaskedImageTrainer]]
-    num_images: int | None = None  # of the training; None where that is not known
+    num_images: int | None = None  # in training; None for a stream
     train_samples: Any  # after `make_samples`
 
     def __init__(self, splits: Any, data_args: DataArguments, args: PretrainingArguments):
         self.data_args, self.args = data_args, args
         self.train, self.validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
         self.image_column = find_image_column(self.train, data_args.image_column)
+        self.skips_bad_images = data_args.bad_images == "skip"
         self.bad_images: list[str] = []
         check_evaluation(args, self.validation is not None)
 
@@ -60,19 +55,19 @@ class Source(ABC):
 
     @abstractmethod
     def known(self, columns: Sequence[str]) -> datasets.Dataset:
-        """Training images that can be looked at before the training, encoded."""
+        """Return training images that can be looked at before the training, encoded."""
 
     @abstractmethod
     def known_samples(self, transform: MaskedImageTransform) -> SampleDataset:
-        """Samples of the training that can be looked at before it."""
+        """Return samples of the training that can be looked at before it."""
 
     @abstractmethod
     def shown(self, transform: MaskedImageTransform) -> SampleDataset:
-        """Samples to be drawn: of validation, where there are some."""
+        """Return samples for the picture of reconstructions: of validation where there are some."""
 
     @abstractmethod
     def list_bad_images(self) -> None:
-        """Write down the images that were left out, and say so."""
+        """Write a list of the images that were left out, and say so."""
 
     @abstractmethod
     def _train_samples(self, transform: MaskedImageTransform) -> SampleDataset | SampleStream: ...
@@ -80,20 +75,12 @@ class Source(ABC):
     @abstractmethod
     def _rows(self, split: Any, count: int | None, columns: Sequence[str]) -> datasets.Dataset: ...
 
-    @property
-    def _skips_bad_images(self) -> bool:
-        return self.data_args.bad_images == "skip"
-
     def _prepared(self, split: Any, count: int | None, transform: MaskedImageTransform) -> SampleDataset:
         rows = keep_encoded(self._rows(split, count, transform.columns), self.image_column)
         with self.args.main_process_first(desc="preparing the images"):
+            num_proc, pixel_range = self.data_args.num_proc, transform.pixel_range
             rows, bad = prepare_images(
-                rows,
-                self.image_column,
-                transform.densities,
-                self._skips_bad_images,
-                self.data_args.num_proc,
-                transform.pixel_range,
+                rows, self.image_column, transform.densities, self.skips_bad_images, num_proc, pixel_range
             )
         self.bad_images += bad
         return SampleDataset(rows.select_columns(list(transform.columns)), transform, self.args.seed)
@@ -103,7 +90,7 @@ class MappedSource(Source):
     """A data set that is there as a whole: its images are prepared once, by `datasets.map`.
 
     Raises:
-        InputError: also if it has fewer images than a step needs.
+        InputError: as `Source`, and if there are fewer images than a step needs.
     """
 
     trainer_class = MaskedImageTrainer
@@ -139,7 +126,7 @@ class StreamSource(Source):
     Args:
         splits: of `open_stream`.
         data_args, args: of the run.
-        shuffle_buffer: rows that a reader shuffles together.
+        shuffle_buffer: number of rows that a reader shuffles together.
     """
 
     trainer_class = StreamTrainer
@@ -164,7 +151,7 @@ class StreamSource(Source):
         add_bad_images(self.bad_images, Path(self.args.output_dir), self.args.should_save)
 
     def _train_samples(self, transform: MaskedImageTransform) -> SampleStream:
-        return SampleStream.of_process(self.train, transform, self.args, self.shuffle_buffer, self._skips_bad_images)
+        return SampleStream.of_process(self.train, transform, self.args, self.shuffle_buffer, self.skips_bad_images)
 
     def _rows(self, split: Any, count: int | None, columns: Sequence[str]) -> datasets.Dataset:
         return take_rows(split, count or STREAM_EVAL_SAMPLES, columns, self.args.seed)
@@ -177,12 +164,15 @@ def open_source(
     shuffle_buffer: int | None = None,
     probe_every: str | None = None,
 ) -> Source:
-    """The images of a run.
+    """Open the images of a run.
 
     Args:
         data_args, kamim_args, args: of the run; a stream may change `keypoint_source` and `max_eval_samples`.
-        shuffle_buffer: of a stream; None for a data set that is there as a whole.
-        probe_every: of the online probe, which a stream does not allow.
+        shuffle_buffer: number of rows that a stream shuffles together; None for a data set that is there as a whole.
+        probe_every: of the online probe, which cannot read a stream.
+
+    Raises:
+        InputError: if the data set cannot be read, or a setting does not fit it.
     """
     if shuffle_buffer is not None:
         return StreamSource(open_stream(data_args, kamim_args, probe_every, args), data_args, args, shuffle_buffer)

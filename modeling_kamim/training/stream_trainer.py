@@ -11,11 +11,7 @@ from ..data.bad_images import BAD_IMAGES_FILE, add_bad_images
 from ..data.loading import DataArguments, choose_splits
 from ..data.stored_density import OtherDensitiesError, stored_columns
 from ..data.streaming.parquet import ParquetFiles, load_parquet
-from ..data.streaming.stream import (
-    STREAM_EVAL_SAMPLES,
-    SampleStream,
-    collate_stream,
-)
+from ..data.streaming.stream import STREAM_EVAL_SAMPLES, SampleStream, collate_stream
 from ..errors import InputError
 from .arguments import KamimArguments, PretrainingArguments
 from .trainer import MaskedImageTrainer
@@ -24,15 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_stream(
-    data_args: DataArguments,
-    kamim_args: KamimArguments,
-    probe_every: str | None,
-    training_args: PretrainingArguments,
+    data_args: DataArguments, kamim_args: KamimArguments, probe_every: str | None, training_args: PretrainingArguments
 ) -> dict[str, ParquetFiles]:
-    """The splits of the data set that a run streams.
+    """Return the splits of the data set that a run streams.
 
-    Sets `keypoint_source` to online where the files do not hold the densities that the run needs, and
-    `max_eval_samples` where it is not given. A run that does not resume begins its list of bad images anew.
+    Set `keypoint_source` to online where the files do not hold the densities that the run needs, and
+    `max_eval_samples` where it is not given. Empty the list of bad images, unless the run resumes.
 
     Raises:
         InputError: if a setting has no meaning for a stream, or the data set cannot be streamed.
@@ -40,8 +33,7 @@ def open_stream(
     _check_settings(data_args, probe_every, training_args)
     splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name, data_args.trust_data_files)
     train, _ = choose_splits(splits, data_args.train_split, data_args.validation_split)
-    needs_densities = kamim_args.weighting != "none" and kamim_args.keypoint_source == "map"
-    if needs_densities:
+    if kamim_args.weighting != "none" and kamim_args.keypoint_source == "map":
         _choose_source(kamim_args, train)
     data_args.max_eval_samples = data_args.max_eval_samples or STREAM_EVAL_SAMPLES
     if training_args.should_save and training_args.resume_from_checkpoint is None:
@@ -50,6 +42,7 @@ def open_stream(
 
 
 def _choose_source(kamim_args: KamimArguments, files: ParquetFiles) -> None:
+    """Detect keypoints online unless the files hold densities that serve the run; a warning where they hold others."""
     try:
         files.check_densities(kamim_args.densities())
     except OtherDensitiesError as difference:
@@ -76,8 +69,7 @@ def _check_settings(data_args: DataArguments, probe_every: str | None, training_
         )
     if probe_every is not None:
         raise InputError(
-            f"probe_every is {probe_every}, and the probe needs a data set that is there as a whole; leave "
-            "it out, or leave out --streaming"
+            f"probe_every is {probe_every}, and the probe cannot read a stream; leave it out, or leave out --streaming"
         )
     for name in ("eval_strategy", "save_strategy", "logging_strategy"):
         if getattr(training_args, name) == "epoch":
@@ -85,10 +77,10 @@ def _check_settings(data_args: DataArguments, probe_every: str | None, training_
 
 
 class StreamTrainer(MaskedImageTrainer):
-    """Trainer of masked image modeling on a `SampleStream`: goes on in it on resuming, without reading it again.
+    """Trainer of masked image modeling on a `SampleStream`; a resumed run goes on at its place in the stream.
 
-    Each process reads its own part; nothing else deals the samples out. The log has `data_epoch`, the passes over the
-    data that are complete; `epoch` is the share of `max_steps`.
+    Each process reads its own part of the data. The log has `data_epoch`, the number of complete passes over the data;
+    `epoch` is the share of `max_steps` that is done.
     """
 
     train_dataset: SampleStream
@@ -104,7 +96,7 @@ class StreamTrainer(MaskedImageTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_train_dataloader(self) -> DataLoader:
-        """A loader of this process alone: accelerate's would deal the samples out once more, and read ahead."""
+        """Return a loader of this process alone: accelerate's would share the samples out again, and read ahead."""
         return DataLoader(
             self.train_dataset,
             batch_size=self._train_batch_size,
@@ -113,7 +105,7 @@ class StreamTrainer(MaskedImageTrainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             pin_memory=self.args.dataloader_pin_memory,
             multiprocessing_context=self.args.dataloader_multiprocessing_context,
-            generator=torch.Generator(),  # the loader draws from it, and must not from the model's
+            generator=torch.Generator(),  # or the loader would draw from the model's
         )
 
     def get_batch_samples(self, *args, **kwargs):
@@ -125,7 +117,7 @@ class StreamTrainer(MaskedImageTrainer):
         return batches, num_items
 
     def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
-        self.state.epoch = self.state.global_step / self.state.max_steps  # the stock one starts anew on resuming
+        self.state.epoch = self.state.global_step / self.state.max_steps  # transformers' starts at 0 on resuming
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:

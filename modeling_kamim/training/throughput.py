@@ -8,10 +8,10 @@ import torch
 
 
 class Throughput:
-    """What happened since the last log.
+    """Count what happened since the last log.
 
-    The trainer adds to `images` (over all devices), `data_wait` (seconds), `steps`, `clipped`, and to `masked_l1` the
-    losses without weights.
+    The trainer adds to `images` (over all devices), `data_wait` (seconds), `steps`, `clipped` (steps whose gradients
+    were clipped), and to `masked_l1` the losses without weights, scalars.
     """
 
     def __init__(self):
@@ -22,13 +22,13 @@ class Throughput:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within it time does not count."""
+        """Leave the time inside the block out of the measurement."""
         start = time.perf_counter()
         yield
         self.start += time.perf_counter() - start
 
     def summary(self) -> dict[str, float]:
-        """`images_per_second, data_wait` (share of the time), and where there are some `clipped_steps, masked_l1`."""
+        """Return `images_per_second`, `data_wait` (share of the time), and where known `clipped_steps`, `masked_l1`."""
         elapsed = time.perf_counter() - self.start
         summary = {"images_per_second": self.images / elapsed, "data_wait": self.data_wait / elapsed}
         if self.steps:

@@ -36,19 +36,18 @@ logger = logging.getLogger(__name__)
 
 
 class PixelTrainer(PublishingTrainer):
-    """Trainer for batches of pixels in 0 to 255: normalizes on the device, restores every tensor, measures its speed.
+    """Trainer for batches of pixels from 0 to 255: normalizes on the device, restores every tensor, logs its speed.
 
-    It logs `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
-    `clipped_steps` (share of steps whose gradient norm exceeded `max_grad_norm`) since the last log. The time of
-    evaluation and saving is left out.
+    The log has `images_per_second` (over all devices), `data_wait` (share of the time spent waiting for the loader) and
+    `clipped_steps` (share of steps whose gradient norm exceeded `max_grad_norm`), all since the last log. The time of
+    evaluating and saving is left out.
 
     A loss or gradient that is not finite ends the training before the weights take it in; with `args.nonfinite` "skip"
-    the step is left out. `nonfinite_step_N.json` names the images. Weights that are not finite end it before they are
-    saved; so does a training without a step. In what is logged and saved as metrics None stands for such numbers.
-    Evaluations read all images, whatever `dataloader_drop_last` says.
+    the step is left out instead. `nonfinite_step_N.json` names the images. Weights that are not finite are not saved
+    and end the training. Logs and metrics hold None for a number that is not finite.
 
-    SIGTERM and Ctrl-C save a checkpoint and end it; so do, in a run of one process, an image that cannot be decoded and
-    a worker of the loader that dies.
+    SIGTERM and Ctrl-C save a checkpoint and end the training; in a run of one process, so do an image that cannot be
+    decoded and a worker of the loader that dies. Evaluations read all images, whatever `dataloader_drop_last` says.
 
     Args:
         *args, **kwargs: of `Trainer`; `processing_class` is the image processor that holds mean and std.
@@ -69,13 +68,13 @@ class PixelTrainer(PublishingTrainer):
             self.add_callback(_EpochCallback(self.train_dataset))
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
-        """As `Trainer.train`; a checkpoint that has all steps of the run is taken as it is.
+        """As `Trainer.train`; from a checkpoint that has all steps of the run nothing is trained.
 
         Raises:
             InputError: if the checkpoint was made with other settings or of another model, or there are too few images
                 for a step.
-            StoppedError: if it ended early: a signal, numbers that are not finite, a bad image, a worker that died; or
-                if it took no step.
+            StoppedError: if it ended early (a signal, numbers that are not finite, a bad image, a worker that died), or
+                took no step.
         """
         if isinstance(self.train_dataset, Sized):
             check_steps(self.args, len(self.train_dataset))
@@ -83,11 +82,11 @@ class PixelTrainer(PublishingTrainer):
             check_settings(resume_from_checkpoint, self.run_settings, getattr(self.args, "force_resume", False))
         if self.args.should_save:
             begin_run(Path(self.args.output_dir), resume_from_checkpoint)
-        self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it, and find no "auto" there
+        self.args.resume_from_checkpoint = resume_from_checkpoint  # callbacks read it: a path, no longer "auto"
         if resume_from_checkpoint:
             reached = read_state(resume_from_checkpoint)
             planned = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
-            if reached.global_step >= planned:  # the stock loop would train one more
+            if reached.global_step >= planned:  # transformers' loop would train one step more
                 return self._take_finished(resume_from_checkpoint, reached)
             self._is_replanned = reached.max_steps != planned
             if self._is_replanned:
@@ -110,11 +109,10 @@ class PixelTrainer(PublishingTrainer):
                     raise
                 self._save_before_the_end()
                 raise StoppedError(f"a process that loads data died ({error}). {self._how_to_go_on()}") from error
-        if self._stop.received is not None:
-            message = (
-                f"stopped by signal {self._stop.received} at step {self.state.global_step}. {self._how_to_go_on()}"
-            )
-            raise StoppedError(message, status=128 + self._stop.received)
+        signal = self._stop.received
+        if signal is not None:
+            message = f"stopped by signal {signal} at step {self.state.global_step}. {self._how_to_go_on()}"
+            raise StoppedError(message, status=128 + signal)
         if not self.state.global_step:
             raise StoppedError(
                 "the training took no step, and nothing is trained; look at the number of images and steps"
@@ -123,21 +121,21 @@ class PixelTrainer(PublishingTrainer):
         return result
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As the stock one; where the run has another length than was planned, with the rates of its own schedule."""
+        """As `Trainer`'s; where the run has another length than was planned, with the rates of its new schedule."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._is_replanned:
             return
         schedule = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)  # accelerate may have wrapped it
         if isinstance(schedule, LambdaLR):
-            factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
-            rates = [rate * factor for rate, factor in zip(schedule.base_lrs, factors, strict=True)]
+            shares = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            rates = [rate * share(schedule.last_epoch) for rate, share in shares]
             schedule._last_lr = rates
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             logger.warning("The learning rate goes on with %.3g", rates[0])
 
     def _take_finished(self, checkpoint: str, state: TrainerState) -> TrainOutput:
-        """Take over what a finished run trained, so that what may be missing behind the training can be made."""
+        """Load what a finished run trained, so that the model, scores or pages that it still lacks can be made."""
         self._load_from_checkpoint(checkpoint)
         self.model.to(self.args.device)
         self.state = state
@@ -203,17 +201,17 @@ class PixelTrainer(PublishingTrainer):
         return {"index": index, "path": next((image["path"] for image in images if image.get("path")), None)}
 
     def _get_dataloader(self, *args, **kwargs) -> DataLoader:
-        """As the stock one; it draws the seeds of its workers from a generator of its own.
+        """As `Trainer`'s, with a generator of its own for the seeds of its workers.
 
-        How often it does depends on evaluations and on workers that persist, and the model's drop path must not.
+        How many seeds it draws depends on evaluations and on workers that persist; the model's drop path must not.
         """
         loader = super()._get_dataloader(*args, **kwargs)
-        getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # within accelerate's
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()  # accelerate may have wrapped it
         return loader
 
     def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
         place = super()._init_training_state(max_steps, *args, **kwargs)
-        self.state.compute_steps(self.args, max_steps)  # the stock one logs, evaluates and saves as the checkpoint did
+        self.state.compute_steps(self.args, max_steps)  # else it logs, evaluates and saves as the checkpoint's run did
         if self.args.resume_from_checkpoint:
             self.state.best_model_checkpoint = read_state(self.args.resume_from_checkpoint).best_model_checkpoint
         return place
@@ -243,7 +241,7 @@ class PixelTrainer(PublishingTrainer):
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         is_new = super()._determine_best_metric(metrics, trial)
-        self.state.best_metric = json_values(self.state.best_metric)  # the stock one starts at infinity
+        self.state.best_metric = json_values(self.state.best_metric)  # which starts at infinity: JSON has none
         return is_new
 
 
@@ -252,7 +250,7 @@ class MaskedImageTrainer(PixelTrainer):
 
     Args:
         *args, **kwargs: of `PixelTrainer`.
-        weighting: from the densities of a batch to weights; None for SimMIM.
+        weighting: turns the keypoint densities of a batch into weights; None for SimMIM.
         num_cells: weight cells on each side of an image.
     """
 
@@ -272,7 +270,7 @@ class MaskedImageTrainer(PixelTrainer):
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and the unweighted loss in the place of predictions; the reconstructions are not kept."""
+        """Return the loss, and `masked_l1` for each image in place of predictions and labels."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad():
             outputs = model(**inputs)
@@ -284,9 +282,8 @@ class ClassificationTrainer(PixelTrainer):
     """Trainer of classifiers: cross-entropy with class indices or, after CutMix and MixUp, with probabilities.
 
     Args:
-        *args, **kwargs: of `PixelTrainer`; `label_smoothing_factor` of its arguments smooths both kinds of labels in
-            training.
-        parameter_groups: from the model to the groups of its optimizer, with their own learning rates.
+        *args, **kwargs: of `PixelTrainer`; `args.label_smoothing_factor` smooths both kinds of labels in training.
+        parameter_groups: makes the optimizer's groups of the model, which may have their own learning rates.
     """
 
     def __init__(self, *args, parameter_groups: Callable[[nn.Module], list[dict]] | None = None, **kwargs):
@@ -315,7 +312,7 @@ def _is_of_a_worker(error: Exception) -> bool:
 
 
 class _EpochCallback(TrainerCallback):
-    """Tells the training samples which epoch it is."""
+    """Tell the training samples which epoch it is."""
 
     def __init__(self, dataset: SampleDataset):
         self.dataset = dataset
