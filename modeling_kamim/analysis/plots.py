@@ -1,7 +1,7 @@
 """Draw the figures of the analyses; the numbers come from `measures` and `pictures`.
 
-Colors are Okabe and Ito's and sequential maps whose lightness is monotonic, so that they can be told apart by the
-color-blind and in gray print; lines and classes differ in their markers too.
+Colors are those of Okabe and Ito, and color maps whose lightness only rises: color-blind readers can tell them apart,
+and so can readers of a gray print. Lines and classes differ in their markers too.
 """
 
 import math
@@ -27,7 +27,7 @@ matplotlib.use("agg")
 Row = dict[str, Any]
 REFERENCE: dict[str, Any] = {"color": "0.45", "linestyle": ":", "marker": "x", "markersize": 4, "linewidth": 1.3}
 UNIFORM: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
-_CENTRED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
+_CENTERED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
 # for points: without the black that stands for centroids
 POINT_COLORS = LINE_COLORS[:6]
 NO_REFERENCES: Mapping[str, str] = {}
@@ -36,17 +36,11 @@ _MAX_COLUMNS = 4
 
 
 def _styles(names: Sequence[str], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How the line of each model is drawn: references are dotted and gray, and differ in their markers."""
-    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
-    markers = cycle("x+12")
-    chosen = {}
-    for name in names:
-        if name in references.values():
-            chosen[name] = REFERENCE | {"marker": next(markers)}
-        else:
-            color, marker = next(styles)
-            chosen[name] = {"color": color, "marker": marker, "markersize": 4.5}
-    return chosen
+    """Return how each model's line is drawn: references are dotted and gray, and differ in their markers."""
+    models = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
+    lines = ({"color": color, "marker": marker, "markersize": 4.5} for color, marker in models)
+    dotted = (REFERENCE | {"marker": marker} for marker in cycle("x+12"))
+    return {name: next(dotted if name in references.values() else lines) for name in names}
 
 
 def _line_label(name: str, references: Mapping[str, str]) -> str:
@@ -60,9 +54,17 @@ def _models(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in rows))
 
 
-def _series(rows: Sequence[Row], x: str, y: str, **where: Any) -> tuple[list, np.ndarray]:
+def _series(rows: Sequence[Row], x: str, *y: str, **where: Any) -> list:
+    """Return the values of `x` and an array of each `y`, of the rows that have the values of `where`."""
     chosen = [row for row in rows if all(row[key] == value for key, value in where.items())]
-    return [row[x] for row in chosen], np.array([row[y] for row in chosen], float)
+    return [[row[x] for row in chosen], *(np.array([row[name] for row in chosen], float) for name in y)]
+
+
+def _by_layer(*axes: Axes) -> None:
+    for axis in axes:
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(color="0.92")
 
 
 def _short(name: str, width: int = 22) -> str:
@@ -70,7 +72,7 @@ def _short(name: str, width: int = 22) -> str:
 
 
 def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of that many inches, and their axes; the rest of the grid is empty."""
+    """Return a figure of `count` panels of that many inches, and their axes; the rest of the grid is empty."""
     rows = math.ceil(count / _MAX_COLUMNS)
     columns = math.ceil(count / rows)
     figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.4), layout="constrained")
@@ -89,25 +91,22 @@ def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str]
     """
     shown = [name for name in _models(rows) if name not in references.values()]
     figure, axes = _panels(len(shown), 3.1, 3.2, sharey=True)
-    for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+    for axis, name in zip(axes, shown, strict=True):
         heads = [row for row in rows if row["model"] == name and row["head"] != "mean"]
-        axis.scatter(
-            [row["layer"] for row in heads], [row["distance"] for row in heads], s=14, color="#56B4E9", label="head"
+        layers, distances = _series(heads, "layer", "distance")
+        axis.scatter(layers, distances, s=14, color="#56B4E9", label="head")
+        layers, mean, std, uniform = _series(
+            rows, "layer", "distance", "std", "uniform_distance", model=name, head="mean"
         )
-        layers, mean = _series(rows, "layer", "distance", model=name, head="mean")
-        std = _series(rows, "layer", "std", model=name, head="mean")[1]
         axis.fill_between(layers, mean - std, mean + std, color=LINE_COLORS[0], alpha=0.2, linewidth=0)
         axis.plot(layers, mean, color=LINE_COLORS[0], marker="o", markersize=4, label="mean of heads ± SD over images")
-        axis.plot(*_series(rows, "layer", "uniform_distance", model=name, head="mean"), **UNIFORM, label="uniform")
+        axis.plot(layers, uniform, **UNIFORM, label="uniform")
         random = _series(rows, "layer", "distance", model=references.get(name), head="mean")
         if random[0]:
             axis.plot(*random, **REFERENCE, label="random weights")
-        size = next(row["image_size"] for row in heads)
-        axis.set(title=f"{_short(name)}\n({size} px)", xlabel="layer")
-        if place == 0:
-            axis.set_ylabel("attention distance (px)")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(color="0.92")
+        axis.set_title(f"{_short(name)}\n({heads[0]['image_size']} px)")
+    _by_layer(*axes)
+    axes[0].set_ylabel("attention distance (px)")
     axes[0].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
@@ -120,22 +119,18 @@ def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCE
         rows: of `AttentionMeasure.nmi_rows`, of all models.
         references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
-    names = _models(rows)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for name, style in _styles(names, references).items():
-        layers, mean = _series(rows, "layer", "nmi", model=name, head="mean")
-        std = _series(rows, "layer", "std", model=name, head="mean")[1]
+    for name, style in _styles(_models(rows), references).items():
+        layers, mean, std = _series(rows, "layer", "nmi", "std", model=name, head="mean")
         axis.fill_between(layers, (mean - std).clip(0), mean + std, color=style["color"], alpha=0.18, linewidth=0)
         axis.plot(layers, mean, **style, label=_line_label(name, references))
     axis.axhline(0.0, **UNIFORM, label="uniform attention (0)")
     axis.axhline(COLLAPSED_NMI, color="0.6", linestyle="-.", linewidth=0.9, label=f"collapse, below {COLLAPSED_NMI:g}")
     axis.set_yscale("symlog", linthresh=1e-3, linscale=0.6)
-    axis.set(xlabel="layer", ylabel="normalized mutual information")
-    axis.set_ylim(-2e-4, max(1.0, 1.1 * max(row["nmi"] for row in rows)))
+    _by_layer(axis)
+    axis.set(ylabel="normalized mutual information", ylim=(-2e-4, max(1.0, 1.1 * max(row["nmi"] for row in rows))))
     axis.set_yticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(color="0.92")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
@@ -150,10 +145,11 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
     names = _models(rows)
     figure, axes = _panels(1 + len(names), 3.2, 3.3)
     for name, style in _styles(names, references).items():
-        layers, values = _at_highest_frequency(rows, name)
-        axes[0].plot(layers, values, **style, label=_line_label(name, references))
-    axes[0].set(title="highest frequency", xlabel="layer", ylabel="Δ log amplitude")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+        # the last row of a layer is that of its highest frequency
+        highest = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
+        axes[0].plot(list(highest), list(highest.values()), **style, label=_line_label(name, references))
+    _by_layer(axes[0])
+    axes[0].set(title="highest frequency", ylabel="Δ log amplitude")
     axes[0].legend(frameon=False, fontsize="small")
     deepest = max(row["layer"] for row in rows)
     lowest = min(-0.5, *(row["relative_log_amplitude"] for row in rows))
@@ -163,18 +159,12 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
             curve = _series(rows, "frequency_pi", "relative_log_amplitude", model=name, layer=layer)
             axis.plot(*curve, color=colors(layer), linewidth=1.2)
         axis.set(title=_short(name), xlabel="frequency (π per token)", xlim=(0, 1.02), ylim=(1.05 * lowest, 0.1))
-    axes[1].set_ylabel("Δ log amplitude")
-    for axis in axes:
         axis.grid(color="0.92")
+    axes[1].set_ylabel("Δ log amplitude")
     norm = matplotlib.colors.BoundaryNorm(np.arange(deepest + 2) - 0.5, deepest + 1)
     scale = matplotlib.cm.ScalarMappable(norm, colors)
     figure.colorbar(scale, ax=axes, label="layer", ticks=np.unique(np.linspace(0, deepest, 5).round()))
     return figure
-
-
-def _at_highest_frequency(rows: Sequence[Row], name: str) -> tuple[list, np.ndarray]:
-    highest: dict[Any, float] = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
-    return list(highest), np.array(list(highest.values()))
 
 
 def cka_figure(rows: Sequence[Row]) -> Figure:
@@ -219,15 +209,14 @@ def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENC
     names = _models(rows)
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     layers.sort(key=lambda layer: (layer == "final", layer if layer != "final" else 0))
-    place = {layer: index for index, layer in enumerate(layers)}
     figure, axes = _panels(2, 4.2, 3.4)
     titles = {"images": "mean patch token of an image", "tokens": "patch tokens"}
     for axis, (features, title) in zip(axes, titles.items(), strict=True):
         for name, style in _styles(names, references).items():
-            found, values = _series(rows, "layer", "rankme", model=name, features=features)
-            axis.plot([place[layer] for layer in found], values, **style, label=_line_label(name, references))
-            centered = _series(rows, "layer", "rankme_centered", model=name, features=features)[1]
-            axis.plot([place[layer] for layer in found], centered, color=style["color"], **_CENTRED)
+            found, values, centered = _series(rows, "layer", "rankme", "rankme_centered", model=name, features=features)
+            places = [layers.index(layer) for layer in found]
+            axis.plot(places, values, **style, label=_line_label(name, references))
+            axis.plot(places, centered, color=style["color"], **_CENTERED)
         ticks = _sparse(len(layers))
         axis.set_xticks(ticks, [_layer_label(layers[tick]) for tick in ticks])
         axis.set(title=title, xlabel="layer (LN: behind the last LayerNorm)")
@@ -236,7 +225,7 @@ def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENC
     axes[0].set_ylabel("effective rank (RankMe)")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(
-        [*handles, Line2D([], [], color="0.3", **_CENTRED)],
+        [*handles, Line2D([], [], color="0.3", **_CENTERED)],
         [*labels, "with the mean taken off"],
         loc="outside lower center",
         ncols=3,
@@ -259,31 +248,23 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
     titles = {"none": "loss without weights (SimMIM)", "keypoint": "loss with keypoint weights (KAMIM)"}
     hatches = ("", "//", "..", "xx", "\\\\")
     for axis, (weighting, title) in zip(axes[:2], titles.items(), strict=True):
-        for place, name in enumerate(names):
-            quantiles, shares = _series(rows, "quantile", "share", model=name, loss_weighting=weighting)
-            std = _series(rows, "quantile", "std", model=name, loss_weighting=weighting)[1]
+        styles = zip(names, cycle(LINE_COLORS), cycle(hatches), strict=False)
+        for place, (name, color, hatch) in enumerate(styles):
+            where = {"model": name, "loss_weighting": weighting}
+            quantiles, shares, std = _series(rows, "quantile", "share", "std", **where)
             left = np.array(quantiles) - 0.4 + (place + 0.5) * width
-            axis.bar(
-                left,
-                shares,
-                width,
-                yerr=std,
-                error_kw={"linewidth": 0.7},
-                color=LINE_COLORS[place % len(LINE_COLORS)],
-                hatch=hatches[place % len(hatches)],
-                edgecolor="white",
-                label=_short(name),
-            )
+            style: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white"}
+            axis.bar(left, shares, width, yerr=std, error_kw={"linewidth": 0.7}, **style, label=_short(name))
         axis.axhline(1 / len(quantiles), **UNIFORM)
-        axis.set_xticks(quantiles)
-        axis.set(title=title, xlabel="decile of the masked cells by weight")
+        axis.set_title(title)
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("share of the masked loss (± SD)")
-    for name, style in _styles(names, NO_REFERENCES).items():
-        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **style)
-    axes[2].set(title="weights", xlabel="decile of the masked cells by weight", ylabel="mean W", yscale="log")
-    axes[2].set_xticks(quantiles)
+    for name, line in _styles(names, NO_REFERENCES).items():
+        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **line)
+    axes[2].set(title="weights", ylabel="mean W", yscale="log")
+    for axis in axes:
+        axis.set(xticks=quantiles, xlabel="decile of the masked cells by weight")
     label_weights(axes[2])
     axes[2].grid(color="0.92")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -303,17 +284,9 @@ def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
     for axis, plane in zip(axes, planes, strict=True):
         owner = np.array(plane.classes)
         for name, color, marker in zip(names, cycle(POINT_COLORS), cycle("osD^vP"), strict=False):
-            points = plane.points[owner == name]
-            axis.scatter(
-                points[:, 0],
-                points[:, 1],
-                s=9,
-                color=color,
-                marker=marker,
-                alpha=0.75,
-                linewidths=0,
-                label=_short(name, 30),
-            )
+            style: dict[str, Any] = {"color": color, "marker": marker, "s": 9, "alpha": 0.75, "linewidths": 0}
+            x, y = plane.points[owner == name].T
+            axis.scatter(x, y, **style, label=_short(name, 30))
         _finish_plane(axis, plane)
     _points_legend(figure, axes[0], ncols=5 if len(planes) > 1 else 2)
     return figure
@@ -327,27 +300,19 @@ def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
     """
     figure, axes = _panels(len(planes), 3.3, 3.4)
     numbers = list(dict.fromkeys(planes[0].images))
+    colors = ({"before": BEFORE, "after": AFTER}, {"before": "#009E73", "after": "#D55E00"})
     for axis, plane in zip(axes, planes, strict=True):
         owner, stage = np.array(plane.images), np.array(plane.stages)
-        for place, number in enumerate(numbers):
+        for number, marker, color_of in zip(numbers, "os", colors, strict=False):
             name = plane.classes[plane.images.index(number)]
-            for when in ("before", "after"):
-                color = (BEFORE, AFTER, "#009E73", "#D55E00")[2 * place + (when == "after")]
-                points = plane.points[(owner == number) & (stage == when)]
-                marker = "os"[place]
+            for when, color in color_of.items():
+                x, y = plane.points[(owner == number) & (stage == when)].T
                 face = color if when == "before" else "none"
-                style: dict[str, Any] = {
-                    "facecolors": face,
-                    "edgecolors": color,
-                    "linewidths": 0.8,
-                    "s": 13,
-                    "marker": marker,
-                }
-                axis.scatter(points[:, 0], points[:, 1], **style, label=_short(f"{name}, {when}", 30))
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "linewidths": 0.8, "s": 13}
+                axis.scatter(x, y, **style, marker=marker, label=_short(f"{name}, {when}", 30))
                 if len(numbers) > 1:
                     dark = "black" if when == "before" else "0.5"
-                    x, y = points.mean(axis=0)
-                    axis.scatter([x], [y], s=42, zorder=5, color=dark, marker="x", label=f"centroid {when}")
+                    axis.scatter(x.mean(), y.mean(), s=42, zorder=5, color=dark, marker="x", label=f"centroid {when}")
         _finish_plane(axis, plane)
     _points_legend(figure, axes[0], ncols=4 if len(planes) > 1 else 2)
     return figure
@@ -355,9 +320,7 @@ def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
 
 def _finish_plane(axis: Axes, plane: TokenPlane) -> None:
     layer = "final output" if plane.layer == "final" else f"layer {plane.layer}"
-    axis.set_title(f"{_short(plane.model)}\n{layer}")
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(title=f"{_short(plane.model)}\n{layer}", xticks=[], yticks=[])
     if plane.explained is not None:
         axis.set_xlabel(f"PC 1 ({plane.explained[0]:.0%} of variance)")
         axis.set_ylabel(f"PC 2 ({plane.explained[1]:.0%})")
@@ -371,7 +334,7 @@ def _points_legend(figure: Figure, axis: Axes, ncols: int) -> None:
 
 
 def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) -> tuple[Figure, np.ndarray]:
-    """Axes of square images almost without gaps; row names on the left, a color bar's room on the right."""
+    """Return axes of square images almost without gaps: row names on the left, room for a color bar on the right."""
     side, left, right, bottom, top = 1.55, 1.35, 0.95, 0.1, 0.3 if titles else 0.1  # inches
     width, height = left + side * columns + right, bottom + side * len(row_names) + top
     figure = Figure(figsize=(width, height))
@@ -379,20 +342,14 @@ def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) ->
     axes = figure.subplots(len(row_names), columns, squeeze=False, gridspec_kw=box | {"wspace": 0.05, "hspace": 0.05})
     for row, name in zip(axes, row_names, strict=True):
         for axis in row:
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-        _name_row(row[0], name)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
+        row[0].set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
     return figure, axes
 
 
-def _name_row(axis: Axes, name: str) -> None:
-    lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
-    axis.set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
-
-
 def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str) -> Axes:
-    """The axis of a color bar right of the axes from `first` (top) to `last` (bottom)."""
+    """Return the axis of a color bar right of the axes from `first` (top) to `last` (bottom)."""
     top, bottom = first.get_position(), last.get_position()
     width = figure.get_figwidth()
     height = top.y1 - bottom.y0
