@@ -36,7 +36,7 @@ class OnlineProbeArguments:
         self.probe_steps(1)
 
     def probe_steps(self, steps_per_epoch: int) -> int | None:
-        """Optimizer steps between two scores; None where there are none."""
+        """Return the optimizer steps between two scores; None for no scores."""
         if self.probe_every in (None, "epoch"):
             return steps_per_epoch if self.probe_every else None
         if not self.probe_every.isdigit() or int(self.probe_every) < 1:
@@ -157,6 +157,10 @@ class ClassificationArguments:
     def recipe(self) -> Protocol:
         """What the protocol settles."""
         return PROTOCOLS[self.protocol_name]
+
+    @property
+    def has_several_seeds(self) -> bool:
+        return len(self.seeds) > 1
 
     @property
     def trains_on_features(self) -> bool:
