@@ -5,7 +5,7 @@ and so can readers of a gray print. Lines and classes differ in their markers to
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -35,19 +35,20 @@ BEFORE, AFTER = "#0072B2", "#E69F00"
 _MAX_COLUMNS = 4
 
 
-def _styles(names: Sequence[str], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def _styles(rows: Sequence[Row], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return how each model's line is drawn: references are dotted and gray, and differ in their markers."""
     models = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
     lines = ({"color": color, "marker": marker, "markersize": 4.5} for color, marker in models)
     dotted = (REFERENCE | {"marker": marker} for marker in cycle("x+12"))
-    return {name: next(dotted if name in references.values() else lines) for name in names}
-
-
-def _line_label(name: str, references: Mapping[str, str]) -> str:
-    if name not in references.values():
-        return _short(name)
-    models = [model for model, reference in references.items() if reference == name]
-    return "random weights" + (f" ({_short(', '.join(models), 30)})" if len(set(references.values())) > 1 else "")
+    styles: dict[str, dict[str, Any]] = {}
+    for name in _models(rows):
+        if name in references.values():
+            alike = ", ".join(model for model, reference in references.items() if reference == name)
+            models_of = f" ({_short(alike, 30)})" if len(set(references.values())) > 1 else ""
+            styles[name] = {**next(dotted), "label": f"random weights{models_of}"}
+        else:
+            styles[name] = {**next(lines), "label": _short(name)}
+    return styles
 
 
 def _models(rows: Sequence[Row]) -> list[str]:
@@ -83,7 +84,7 @@ def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Fig
 
 
 def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Attention distance by layer: a panel for each model, its heads, their mean, uniform attention, random weights.
+    """Draw attention distance by layer; a panel has a model's heads, their mean, uniform attention, random weights.
 
     Args:
         rows: of `AttentionMeasure.distance_rows`, of all models.
@@ -113,7 +114,7 @@ def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str]
 
 
 def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Normalized mutual information by layer, a line for each model with its deviation over images.
+    """Draw normalized mutual information by layer, a line for each model with its deviation over images.
 
     Args:
         rows: of `AttentionMeasure.nmi_rows`, of all models.
@@ -121,10 +122,10 @@ def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCE
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for name, style in _styles(_models(rows), references).items():
+    for name, style in _styles(rows, references).items():
         layers, mean, std = _series(rows, "layer", "nmi", "std", model=name, head="mean")
         axis.fill_between(layers, (mean - std).clip(0), mean + std, color=style["color"], alpha=0.18, linewidth=0)
-        axis.plot(layers, mean, **style, label=_line_label(name, references))
+        axis.plot(layers, mean, **style)
     axis.axhline(0.0, **UNIFORM, label="uniform attention (0)")
     axis.axhline(COLLAPSED_NMI, color="0.6", linestyle="-.", linewidth=0.9, label=f"collapse, below {COLLAPSED_NMI:g}")
     axis.set_yscale("symlog", linthresh=1e-3, linscale=0.6)
@@ -136,7 +137,7 @@ def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCE
 
 
 def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
+    """Draw the relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
 
     Args:
         rows: of `FourierMeasure.rows`, of all models.
@@ -144,10 +145,10 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
     """
     names = _models(rows)
     figure, axes = _panels(1 + len(names), 3.2, 3.3)
-    for name, style in _styles(names, references).items():
+    for name, style in _styles(rows, references).items():
         # the last row of a layer is that of its highest frequency
         highest = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
-        axes[0].plot(list(highest), list(highest.values()), **style, label=_line_label(name, references))
+        axes[0].plot(list(highest), list(highest.values()), **style)
     _by_layer(axes[0])
     axes[0].set(title="highest frequency", ylabel="Δ log amplitude")
     axes[0].legend(frameon=False, fontsize="small")
@@ -168,7 +169,7 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
 
 
 def cka_figure(rows: Sequence[Row]) -> Figure:
-    """Heat maps of CKA: each model's layers against its own and every other model's.
+    """Draw heat maps of CKA: each model's layers against its own and every other model's.
 
     Args:
         rows: of `CkaMeasure.rows`.
@@ -182,60 +183,47 @@ def cka_figure(rows: Sequence[Row]) -> Figure:
         matrix = np.array([[values[a, i, b, j] for j in layers[b]] for i in layers[a]], float)
         shown = axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="viridis", origin="lower")
         for ticks, name in ((axis.set_yticks, a), (axis.set_xticks, b)):
-            places = _sparse(len(layers[name]))
-            ticks(places, [_layer_label(layers[name][place]) for place in places])
+            _mark_layers(ticks, layers[name])
         axis.set(xlabel=_short(f"layer of {b}"), ylabel=_short(f"layer of {a}"))
     figure.colorbar(shown, ax=axes, label="linear CKA (unbiased)", shrink=0.7)
     return figure
 
 
-def _layer_label(layer: int | str) -> str:
-    return "LN" if layer == "final" else str(layer)
-
-
-def _sparse(count: int) -> list[int]:
-    """Places of about six of many labels, the first and the last among them."""
-    step = round(count / 6) if count > 8 else 1
-    return [*range(0, count - step, step), count - 1]
+def _mark_layers(set_ticks: Callable[[list[int], list[str]], Any], layers: Sequence[int | str]) -> None:
+    """Mark about six of many layers on an axis, the first and the last among them."""
+    step = round(len(layers) / 6) if len(layers) > 8 else 1
+    places = [*range(0, len(layers) - step, step), len(layers) - 1]
+    set_ticks(places, ["LN" if layers[place] == "final" else str(layers[place]) for place in places])
 
 
 def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """RankMe by layer, of the images' mean tokens and of all tokens.
+    """Draw RankMe by layer, of the images' mean tokens and of all tokens.
 
     Args:
         rows: of `RankMeasure.rows`, of all models.
         references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
-    names = _models(rows)
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    layers.sort(key=lambda layer: (layer == "final", layer if layer != "final" else 0))
+    layers: list[Any] = [*sorted({row["layer"] for row in rows} - {"final"}), "final"]
     figure, axes = _panels(2, 4.2, 3.4)
     titles = {"images": "mean patch token of an image", "tokens": "patch tokens"}
     for axis, (features, title) in zip(axes, titles.items(), strict=True):
-        for name, style in _styles(names, references).items():
+        for name, style in _styles(rows, references).items():
             found, values, centered = _series(rows, "layer", "rankme", "rankme_centered", model=name, features=features)
             places = [layers.index(layer) for layer in found]
-            axis.plot(places, values, **style, label=_line_label(name, references))
+            axis.plot(places, values, **style)
             axis.plot(places, centered, color=style["color"], **_CENTERED)
-        ticks = _sparse(len(layers))
-        axis.set_xticks(ticks, [_layer_label(layers[tick]) for tick in ticks])
+        _mark_layers(axis.set_xticks, layers)
         axis.set(title=title, xlabel="layer (LN: behind the last LayerNorm)")
         axis.set_ylim(bottom=0)
         axis.grid(color="0.92")
     axes[0].set_ylabel("effective rank (RankMe)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        [*handles, Line2D([], [], color="0.3", **_CENTERED)],
-        [*labels, "with the mean taken off"],
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    axes[0].plot([], [], color="0.3", **_CENTERED, label="with the mean taken off")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def loss_share_figure(rows: Sequence[Row]) -> Figure:
-    """Share of the masked loss by decile of the weights, without and with them, and the weights of the deciles.
+    """Draw the share of the masked loss by decile of the weights, without and with them, and the deciles' weights.
 
     A bar for each model; weights are on a logarithmic scale.
 
@@ -260,7 +248,7 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("share of the masked loss (± SD)")
-    for name, line in _styles(names, NO_REFERENCES).items():
+    for name, line in _styles(rows, NO_REFERENCES).items():
         axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **line)
     axes[2].set(title="weights", ylabel="mean W", yscale="log")
     for axis in axes:
@@ -274,7 +262,7 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
 
 
 def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
-    """Tokens colored by class, a panel for each model (t-SNE, and Figure 10's principal components).
+    """Draw tokens colored by class, a panel for each model (t-SNE, and Figure 10's principal components).
 
     Args:
         planes: of the same images.
@@ -293,7 +281,7 @@ def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
 
 
 def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
-    """Tokens before and after self-attention (Figures 8 and 9): filled before, hollow after, centroids as crosses.
+    """Draw tokens before (filled) and after (hollow) self-attention, as in Figures 8 and 9; centroids are crosses.
 
     Args:
         planes: of one image or several, with both stages.
@@ -358,7 +346,7 @@ def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str)
 
 
 def attention_maps_figure(images: Sequence[np.ndarray], maps: Sequence[AttentionMaps]) -> Figure:
-    """Attention of a marked token: images in the first row, models in the others; all maps share one scale.
+    """Draw the attention of a marked token: images in the first row, then a row for each model; one scale for all.
 
     Args:
         images: `(size, size, 3)`, uint8.
@@ -385,7 +373,7 @@ def _mark_token(axis: Axes, query: tuple[int, int], side: float) -> None:
 
 
 def reconstructions_figure(parts: Sequence[Reconstructions]) -> Figure:
-    """Originals, masked images, every model's reconstructions, and the weights as a heat map, a column for each image.
+    """Draw a column for each image: original, masked, every model's reconstruction, and the weights as a heat map.
 
     Args:
         parts: of each model; originals, masks and weights are drawn for the first, and again where the size differs.
@@ -413,7 +401,7 @@ def keypoints_figure(
     maps: Mapping[str, np.ndarray],
     densities: Mapping[str, np.ndarray],
 ) -> Figure:
-    """A column for each detector: the image, its keypoints on it, their map F, and the density of it.
+    """Draw a column for each detector: the image, keypoints on it, keypoint map F, and keypoint density.
 
     Args:
         image: `(size, size, 3)`, uint8.
@@ -436,7 +424,7 @@ def keypoints_figure(
 
 
 def weight_grid_figure(image: np.ndarray, grid: Mapping[tuple[int, float], np.ndarray]) -> Figure:
-    """Weights of an image: a row for each cell size, a column for each temperature; all share one scale.
+    """Draw the weights of an image: a row for each cell size, a column for each temperature; all share one scale.
 
     Args:
         image: `(size, size, 3)`, uint8, shown in the first column.

@@ -92,7 +92,7 @@ class Entry:
         return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
 
     def suits(self, *free: str) -> bool:
-        """Whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
+        """Return whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
         settings = self.deviations | ({"layer_norm"} if self.row.get("layer_norm") else set())
         return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
 
@@ -198,7 +198,7 @@ class Entry:
         return (*self.labels[2:5], self.images)
 
     def order(self) -> tuple:
-        """Sorting key: of equal data, protocol and layer the best comes first."""
+        """Return a sorting key: of equal data, protocol and layer the best comes first."""
         _, _, data, protocol, layer, _ = self.labels
         known = list(TITLES.values())
         rank = known.index(protocol) if protocol in known else len(known)
@@ -206,7 +206,7 @@ class Entry:
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Items by key, both in the order in which they come."""
+    """Return items by key, both in the order in which they come."""
     groups = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -214,7 +214,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list
 
 
 def _paper_name(name: str) -> str | None:
-    """The paper's name of a data set with this public name."""
+    """Return the paper's name of a data set with this public name."""
     plain = re.sub(r"[^a-z0-9]", "", re.split(r"[/:]", name)[-1].lower())
     return next((paper for paper, (names, _) in PAPER_DATA_SETS.items() if plain in names), None)
 
@@ -237,12 +237,12 @@ def _count(value: Any) -> str:
 
 
 def percent(share: float | None, deviation: float | None = None) -> str:
-    """Shares in [0, 1] as the tables show them."""
+    """Return a share in [0, 1] as the tables show it, in percent."""
     if share is None:
         return MISSING
     return f"{100 * share:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def natural_order(text: str) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
+    """Return a sorting key: numbers by size, then words."""
     return (0, float(text), text) if re.fullmatch(r"\d+(\.\d+)?", text) else (1, 0.0, text)
