@@ -68,17 +68,18 @@ class CachedEvaluation:
         neighbors: dict[str, Any] = {"optimizer": None, "learning_rate": None, "num_neighbors": NUM_NEIGHBORS}
         if self.class_args.low_shot is None:
             neighbors["seed"] = None  # nothing is drawn
+        probed = None
+        if self.class_args.recipe.has_head:
+            probed = probe(LinearProbe(seed=args.seed), features, train.labels, queries, num_classes)
         rows = []
         for place in range(len(layers)):
+            if probed is not None:
+                logits, rate = probed.logits[place], probed.learning_rates[place]
+                loss = nn.functional.cross_entropy(logits, validation.labels).item()
+                facts = {"optimizer": "adam", "learning_rate": "chosen", "chosen_learning_rate": rate, "loss": loss}
+                rows.append(row("cached", place, logits, **facts))
             votes = nearest_neighbors(features[:, place], train.labels, queries[:, place], num_classes)
             rows.append(row("knn", place, votes, **neighbors))
-        if not self.class_args.recipe.has_head:
-            return rows
-        probed = probe(LinearProbe(seed=args.seed), features, train.labels, queries, num_classes)
-        for place, (logits, rate) in enumerate(zip(probed.logits, probed.learning_rates, strict=True)):
-            loss = nn.functional.cross_entropy(logits, validation.labels).item()
-            facts = {"optimizer": "adam", "learning_rate": "chosen", "chosen_learning_rate": rate, "loss": loss}
-            rows.insert(2 * place, row("cached", place, logits, **facts))
         return rows
 
     def _features_of(self, samples: SampleDataset, trainer: ClassificationTrainer, description: str) -> FeatureDataset:

@@ -28,7 +28,7 @@ def write_outcome(
         rows: a result for each protocol, layer and seed.
         shared: what all rows have in common, num_classes and chance among it.
         class_names: written at the axes of confusion.png.
-        output_dir: is made.
+        output_dir: made where it does not exist.
         draws_depth: whether depth.png is drawn.
     """
     best = max(rows, key=lambda row: row["top1"])

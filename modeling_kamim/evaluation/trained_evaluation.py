@@ -34,7 +34,7 @@ class TrainedEvaluation:
     Args:
         data_args, class_args, training_args: what is evaluated, and how.
         settings: YAML of what was given, for the page of the classifier.
-        checkpoint: that the run goes on from, where there is one run.
+        checkpoint: to resume from; of several seeds each finds its own.
 
     Raises:
         InputError: if the checkpoint does not allow what is asked for, or a package is not installed.

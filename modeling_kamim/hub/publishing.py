@@ -56,7 +56,7 @@ class HubArguments:
     )
     license: str | None = field(
         default=None,
-        metadata={"help": "License by its id on the Hub, for example apache-2.0; of a data set that of its source."},
+        metadata={"help": "License by its id on the Hub, for example apache-2.0; for a data set, that of its source."},
     )
 
 

@@ -83,17 +83,13 @@ class Entry:
         extras += ["mean weight 1"] * (self.kamim.get("weight_norm") == "mean")
         return f"{self.method} ({self.detector}, w_ps {self.cell[0]}, T {self.cell[1]}, {', '.join(extras)})"
 
-    @property
-    def deviations(self) -> set[str]:
-        """The settings of the weights that are not the paper's; SimMIM has none."""
-        return set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
-
     def _differs(self, settings: Mapping[str, Any]) -> set[str]:
         return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
 
     def suits(self, *free: str) -> bool:
         """Return whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
-        settings = self.deviations | ({"layer_norm"} if self.row.get("layer_norm") else set())
+        settings = set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
+        settings |= {"layer_norm"} if self.row.get("layer_norm") else set()
         return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
 
     @property
@@ -133,7 +129,7 @@ class Entry:
 
     @property
     def pretrained_on(self) -> str | None:
-        """Where it is known."""
+        """The data set of pretraining; None where it is not known."""
         name = self.kamim.get("dataset_name")
         return None if name is None else _paper_name(_show(name)) or _show(name)
 
