@@ -26,9 +26,9 @@ def build_classifier(
 ) -> PreTrainedModel:
     """Return the encoder of a checkpoint (or random weights) under a new linear layer.
 
-    ViT: mean of the patch tokens of `args.layer`; the blocks behind it are not loaded. The last block is read behind
-    the encoder's own LayerNorm, inner blocks are read as they are. Swin: mean of the last stage's tokens.
-    For a linear probe the encoder is frozen and its dropouts are off.
+    ViT: mean of the patch tokens of `args.layer`; later blocks are not loaded. The last block is read behind the
+    encoder's own LayerNorm, inner blocks as they are. Swin: mean of the last stage's tokens. For a linear probe the
+    encoder is frozen and its dropouts are off.
 
     Raises:
         InputError: if the checkpoint is not a ViT or Swin, or does not fit `args.image_size` or `args.layer`.

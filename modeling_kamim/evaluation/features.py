@@ -22,7 +22,7 @@ class FeatureDataset(torch.utils.data.Dataset):
     Args:
         features: `(num_images, ...)`, float32.
         labels: `(num_images,)`, int64.
-        content: what tells the images from others; features themselves differ in rounding between machines.
+        content: identifies the images; the features themselves differ in rounding between machines.
     """
 
     features: torch.Tensor

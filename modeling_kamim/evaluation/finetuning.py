@@ -25,7 +25,7 @@ _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "rel
 def check_sharding(
     args: TrainingArguments, ema_decay: float | None = None, layer_decay: float = 1.0, is_linear_probe: bool = False
 ) -> None:
-    """Stop what FSDP and DeepSpeed, which hold parameters or optimizer states in shards, cannot do.
+    """Stop what FSDP and DeepSpeed cannot do: they hold parameters or optimizer states in shards.
 
     Raises:
         InputError: for an average of the weights, a linear probe, or layer-wise rates of flattened parameters.

@@ -8,8 +8,8 @@ A result is one flat dictionary; None where a field does not apply:
 - top1, top5, top1_interval, loss, per_class, confusion, wall_time (seconds), chosen_learning_rate: what came out;
   accuracies in [0, 1]
 - provenance: what `provenance` gives
-- rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what a row leaves out is
-  that of the whole
+- rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what all of them share
+  stands beside `rows`
 """
 
 import hashlib
@@ -58,8 +58,7 @@ def provenance(
 
     Args:
         dataset_name: as given; None for the embedded photographs.
-        train_images, validation_images: as loaded, before anything is drawn from them: their fingerprints must not
-            depend on the seed.
+        train_images, validation_images: as loaded; fingerprints of drawn images would depend on the seed.
         checkpoint: as given, directory or Hub id; None for random weights.
         config: of the whole encoder, not of a classifier that reads its first blocks.
         device: of the evaluation.
@@ -260,8 +259,8 @@ def summarize_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     top1, top5 and loss become means, beside their standard deviations (ddof=1) top1_std, top5_std and loss_std; None
     where one of the values or, for the deviation, a second seed is missing. num_seeds and seeds are added. What cannot
-    be averaged (interval, classes, confusion) is left out for several seeds. Of a seed that was run again, unchanged,
-    the latest run counts: it is no second sample.
+    be averaged (interval, classes, confusion) is left out for several seeds. Where a seed was run again with the same
+    settings, only the latest run counts.
     """
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
