@@ -23,7 +23,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def patch_attention(attention: torch.Tensor, num_prefix_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention among the patch tokens alone, as distributions, and what went to CLS and registers instead.
+    """Return the attention among the patch tokens alone, as distributions, and the share of CLS and registers.
 
     Args:
         attention: `(batch_size, heads, tokens, tokens)`, rows (queries) sum to 1.
@@ -39,7 +39,7 @@ def patch_attention(attention: torch.Tensor, num_prefix_tokens: int) -> tuple[to
 
 
 def token_distances(side: int, token_size: float) -> torch.Tensor:
-    """Distances between the centres of the tokens of a square grid.
+    """Return the distances between the centers of the tokens of a square grid.
 
     Args:
         side: tokens on each side.
@@ -54,7 +54,7 @@ def token_distances(side: int, token_size: float) -> torch.Tensor:
 
 
 def attention_distance(attention: torch.Tensor, token_size: float) -> torch.Tensor:
-    """Mean distance from query to key under the attention weights (Dosovitskiy et al. 2021, arXiv:2010.11929, D.7).
+    """Return the mean distance from query to key under the attention (Dosovitskiy et al. 2021, arXiv:2010.11929, D.7).
 
     `mean over q of sum over k of A(q, k) * |position(q) - position(k)|`.
 
@@ -74,7 +74,7 @@ def attention_distance(attention: torch.Tensor, token_size: float) -> torch.Tens
 
 
 def uniform_attention_distance(side: int, token_size: float) -> float:
-    """Distance, in pixels, of attention that weights all tokens of a square grid equally.
+    """Return the distance, in pixels, of attention that weights all tokens of a square grid equally.
 
     `token_size / side^4 * sum over dx, dy of (side - |dx|) (side - |dy|) sqrt(dx^2 + dy^2)`; about 0.52 of the side of
     a large grid.
@@ -83,7 +83,7 @@ def uniform_attention_distance(side: int, token_size: float) -> float:
 
 
 def normalized_mutual_information(attention: torch.Tensor) -> torch.Tensor:
-    """How much a key tells about its query: `I(Q; K) / sqrt(H(Q) H(K))` (Park et al. 2023, section 2.2).
+    """Return how much a key tells about its query: `I(Q; K) / sqrt(H(Q) H(K))` (Park et al. 2023, section 2.2).
 
     Queries are taken as equally likely, `p(q, k) = A(q, k) / N`.
 
@@ -104,7 +104,7 @@ def normalized_mutual_information(attention: torch.Tensor) -> torch.Tensor:
 
 
 def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
-    """How evenly attention is spread: mean entropy of a query's attention, over that of uniform attention.
+    """Return how evenly attention is spread: mean entropy of a query's attention, over that of uniform attention.
 
     Args:
         attention: `(batch_size, heads, queries, keys)`, rows sum to 1.
@@ -118,7 +118,7 @@ def attention_entropy(attention: torch.Tensor) -> torch.Tensor:
 
 
 def collapse(nmi: float, entropy: float) -> str:
-    """Word for the attention of a layer, from its means over heads and images.
+    """Return a word for the attention of a layer, from its means over heads and images.
 
     Args:
         nmi: below 0.01 the attention has collapsed: its maps hardly depend on the query.

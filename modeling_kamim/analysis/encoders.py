@@ -1,4 +1,4 @@
-"""Encoders under analysis: tokens of every layer, attention maps, and tokens around self-attention, from pixels."""
+"""Run encoders for analysis: tokens of every layer, attention maps, and tokens around self-attention."""
 
 import json
 import math
@@ -54,7 +54,7 @@ class LayerAttention:
         return math.isqrt(self.weights.shape[-1])
 
     def per_image(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over the windows of each image: `(batch_size, heads)` for `(batch_size * windows, heads)`."""
+        """Return the mean over each image's windows: `(batch_size, heads)` for `(batch_size * windows, heads)`."""
         return values.unflatten(0, (-1, self.windows)).mean(dim=1)
 
 
@@ -77,7 +77,7 @@ class EncoderOutputs:
     transforms: list[tuple[torch.Tensor, torch.Tensor]]
 
     def without_attention(self) -> "EncoderOutputs":
-        """The tokens of the layers alone: attention maps are by far the largest part."""
+        """Return the tokens of the layers alone: attention maps are by far the largest part."""
         return replace(self, attentions=None, transforms=[])
 
 
@@ -129,11 +129,11 @@ class Encoder:
         return hasattr(self.config, "window_size") and hasattr(self.config, "depths")
 
     def view(self, image: np.ndarray) -> np.ndarray:
-        """An RGB image `(height, width, 3)` uint8 at the encoder's size, resized as in evaluation."""
+        """Return an RGB image `(height, width, 3)`, uint8, at the encoder's size, resized as in evaluation."""
         return View.whole(*image.shape[:2]).of_image(image, self.image_size)
 
     def pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """`(batch_size, 3, image_size, image_size)` normalized float32 on the device, of RGB uint8 images."""
+        """Return normalized pixels `(batch_size, 3, image_size, image_size)`, float32, on the device."""
         batch = torch.stack([channels_first(self.view(image)) for image in images]).to(self.device).float() / 255
         mean, std = (torch.tensor(part, device=self.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (batch - mean) / std
@@ -151,23 +151,19 @@ class Encoder:
             outputs = self.model(
                 pixels, output_hidden_states=True, output_attentions=attention, **self._in_order(len(pixels))
             )
-        is_timm = self.config.model_type == "timm_wrapper"
-        final = self._patches(outputs.last_hidden_state)
-        attentions = None
-        if attention and self.has_windows:  # the standard outputs hold the last block of each stage alone
-            attentions = [part for _, _, part in recorded if part is not None]
-        elif attention:
-            attentions = [part for part in (getattr(outputs, "attentions", None) or ()) if part is not None]
+        maps = getattr(outputs, "attentions", None) or ()
+        if self.has_windows:  # the standard outputs hold the last block of each stage alone
+            maps = [part for _, _, part in recorded]
         return EncoderOutputs(
             layers=[self._patches(layer) for layer in outputs.hidden_states],
-            first_layer=1 if is_timm else 0,
-            final=final,
-            attentions=attentions,
+            first_layer=1 if self.config.model_type == "timm_wrapper" else 0,
+            final=self._patches(outputs.last_hidden_state),
+            attentions=[part for part in maps if part is not None] if attention else None,
             transforms=[self._around_attention(before, after, len(pixels)) for before, after, _ in recorded],
         )
 
     def layer_attention(self, outputs: EncoderOutputs, index: int, batch_size: int) -> LayerAttention:
-        """Attention among the patch tokens of one layer.
+        """Return the attention among the patch tokens of one layer.
 
         Args:
             outputs: of a call with `attention`.
@@ -190,7 +186,7 @@ class Encoder:
         return LayerAttention(patches, prefix_share, windows, self.image_size / side)
 
     def attention_maps(self, outputs: EncoderOutputs) -> list[torch.Tensor]:
-        """The attention of every layer, CLS included.
+        """Return the attention of every layer, CLS included.
 
         Raises:
             AnalysisRefused: if the encoder gives none.
@@ -225,7 +221,7 @@ class Encoder:
 
 
 def token_map(tokens: torch.Tensor) -> torch.Tensor:
-    """`(batch_size, dimension, side, side)` for the tokens `(batch_size, side**2, dimension)` of a square grid.
+    """Return `(batch_size, dimension, side, side)` for the tokens `(batch_size, side**2, dimension)` of a square grid.
 
     Raises:
         AnalysisRefused: if they are none.
@@ -237,7 +233,7 @@ def token_map(tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _num_prefix_tokens(num_tokens: int, expected_side: int | None) -> int:
-    """CLS and registers among the tokens: what is over the largest square, or over the expected grid."""
+    """Return how many tokens are CLS and registers: those beyond the expected grid, or beyond the largest square."""
     if expected_side is not None and num_tokens >= expected_side**2:
         return num_tokens - expected_side**2
     return num_tokens - math.isqrt(num_tokens) ** 2
@@ -245,7 +241,7 @@ def _num_prefix_tokens(num_tokens: int, expected_side: int | None) -> int:
 
 @contextmanager
 def _recorded(model: nn.Module, active: bool) -> Iterator[list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]]:
-    """What enters and leaves every self-attention module while the model runs, and its maps where it returns them."""
+    """Record what enters and leaves every self-attention module while the model runs, and maps that it returns."""
     recorded: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
 
     def record(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
@@ -263,7 +259,7 @@ def _recorded(model: nn.Module, active: bool) -> Iterator[list[tuple[torch.Tenso
 
 
 def _attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The outermost modules whose class is named after attention, in the order of the blocks."""
+    """Return the outermost modules whose class is named after attention, in the order of the blocks."""
     found: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         is_inner = any(name.startswith(f"{outer}.") for outer in found)
@@ -273,7 +269,7 @@ def _attention_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
-    """Encoder of a checkpoint, directory or Hub id, with the resolution and normalization that are saved with it.
+    """Load a checkpoint, directory or Hub id, with the resolution and normalization that are saved with it.
 
     Raises:
         InputError: if it cannot be loaded.
@@ -293,7 +289,7 @@ def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
 
 
 def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:
-    """Encoder of the same architecture, resolution and normalization with random weights."""
+    """Return an encoder of the same architecture, resolution and normalization with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModel.from_config(like.config)
@@ -301,7 +297,7 @@ def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:
 
 
 def load_decoder(encoder: Encoder) -> KamimForMaskedImageModeling:
-    """The checkpoint of an encoder as the model that was pretrained, with its decoder.
+    """Load the checkpoint of an encoder as the model that was pretrained, with its decoder.
 
     Raises:
         AnalysisRefused: if it has no decoder of masked image modeling.

@@ -75,7 +75,7 @@ def _by_model(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def attention_sentences(distances: Sequence[Row], nmis: Sequence[Row]) -> list[str]:
-    """Range of distance and NMI of each model, and whether its attention has collapsed."""
+    """Return the range of distance and NMI of each model, and whether its attention has collapsed."""
     nmi_of = _by_model([row for row in nmis if row["head"] == "mean"])
     sentences = []
     for name, rows in _by_model([row for row in distances if row["head"] == "mean"]).items():
@@ -114,7 +114,7 @@ def _collapse_sentence(words: Sequence[str]) -> str:
 
 
 def fourier_sentences(rows: Sequence[Row]) -> list[str]:
-    """Relative log amplitude at the highest frequency, first and last layer."""
+    """Return the relative log amplitude at the highest frequency, of the first and last layer."""
     sentences = []
     for name, group in _by_model(rows).items():
         highest: dict[int, float] = {row["layer"]: row["relative_log_amplitude"] for row in group}
@@ -132,7 +132,7 @@ def fourier_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def cka_sentences(rows: Sequence[Row]) -> list[str]:
-    """CKA between the final outputs of all pairs of models."""
+    """Return CKA between the final outputs of all pairs of models."""
     final = [row for row in rows if row["layer"] == row["other_layer"] == "final"]
     names = list(_by_model(rows))
     pairs = [
@@ -148,7 +148,7 @@ def cka_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def rank_sentences(rows: Sequence[Row]) -> list[str]:
-    """RankMe at the final output."""
+    """Return RankMe at the final output."""
     sentences = []
     for name, group in _by_model(rows).items():
         final = {row["features"]: row for row in group if row["layer"] == "final"}
@@ -166,7 +166,7 @@ def rank_sentences(rows: Sequence[Row]) -> list[str]:
 
 
 def loss_share_sentences(rows: Sequence[Row], settings: str) -> list[str]:
-    """Share of the tenth of the cells with the largest weights."""
+    """Return the share of the tenth of the cells with the largest weights."""
     sentences = []
     for name, group in _by_model(rows).items():
         top = {row["loss_weighting"]: row for row in group if row["quantile"] == row["num_quantiles"]}
@@ -180,7 +180,7 @@ def loss_share_sentences(rows: Sequence[Row], settings: str) -> list[str]:
 
 
 def tsne_sentences(planes: Sequence[TokenPlane]) -> list[str]:
-    """Agreement of neighbors, before the reduction to two dimensions."""
+    """Return the agreement of neighbors, before the reduction to two dimensions."""
     sentences = [
         f"**{markdown(plane.model)}**: the nearest token of another image is of the same class for "
         f"{plane.agreement[0]:.0%} of the tokens (chance {plane.agreement[1]:.0%}), in the features themselves."
@@ -191,7 +191,7 @@ def tsne_sentences(planes: Sequence[TokenPlane]) -> list[str]:
 
 
 def pca_sentences(planes: Sequence[TokenPlane]) -> list[str]:
-    """How self-attention changes the spread of the tokens."""
+    """Return how self-attention changes the spread of the tokens."""
     sentences = [
         f"**{markdown(plane.model)}**, layer {plane.layer}: the tokens of an image differ by {plane.spreads[0]:.2f} of "
         f"their length before self-attention and by {plane.spreads[1]:.2f} after it."
@@ -207,7 +207,7 @@ def pca_sentences(planes: Sequence[TokenPlane]) -> list[str]:
 
 
 def attention_map_sentences(maps: Sequence[AttentionMaps]) -> list[str]:
-    """Largest attention on one key, in multiples of uniform attention."""
+    """Return the largest attention on one key, in multiples of uniform attention."""
     peaks = [f"{markdown(part.model)} {float(part.maps.max()) * part.maps[0].size:.1f}" for part in maps]
     return [
         f"Largest attention of the marked token on one key, in multiples of uniform attention: {', '.join(peaks)}. "
@@ -216,7 +216,7 @@ def attention_map_sentences(maps: Sequence[AttentionMaps]) -> list[str]:
 
 
 def reconstruction_sentences(parts: Sequence[Reconstructions], settings: str) -> list[str]:
-    """Masked error on the images shown."""
+    """Return the masked error on the images shown."""
     errors = [f"{markdown(part.model)} {float(part.errors.mean()):.3f}" for part in parts]
     return [
         f"Mean absolute error over the masked pixels of these images (normalized): {', '.join(errors)}. A few images "
@@ -225,7 +225,7 @@ def reconstruction_sentences(parts: Sequence[Reconstructions], settings: str) ->
 
 
 def keypoint_sentences(rows: Sequence[Row]) -> list[str]:
-    """Weights of the image shown at the paper's setting."""
+    """Return the weights of the image shown, at the paper's setting."""
     parts = [
         f"{row['detector'].upper()}: mean {row['mean_weight']:.1f}, largest {row['max_weight']:.1f}"
         for row in rows

@@ -1,4 +1,4 @@
-"""Which spatial frequencies the tokens hold, as in Park and Kim 2022 (arXiv:2202.06709), Figure 2. Pure."""
+"""Which spatial frequencies the tokens hold, as in Park and Kim 2022 (arXiv:2202.06709), Figure 2."""
 
 import torch
 
@@ -6,12 +6,12 @@ _EPSILON = 1e-6
 
 
 def diagonal_frequencies(side: int) -> torch.Tensor:
-    """`(side // 2 + 1,)` float32: frequencies of `log_amplitude` in units of pi per token, from 0 to at most 1."""
+    """Return the frequencies of `log_amplitude`, `(side // 2 + 1,)`, float32, in [0, 1], in units of pi per token."""
     return torch.arange(side // 2 + 1) * (2.0 / side)
 
 
 def log_amplitude(token_map: torch.Tensor) -> torch.Tensor:
-    """Log amplitude on the diagonal of the 2-D Fourier transform, mean over channels.
+    """Return the log amplitude on the diagonal of the 2-D Fourier transform, mean over channels.
 
     Args:
         token_map: `(batch_size, channels, side, side)`.
@@ -24,7 +24,7 @@ def log_amplitude(token_map: torch.Tensor) -> torch.Tensor:
 
 
 def relative_log_amplitude(token_map: torch.Tensor) -> torch.Tensor:
-    """`log_amplitude` less its value at frequency 0: the higher, the more of the amplitude is in that frequency.
+    """Return `log_amplitude` less its value at frequency 0: the higher, the more amplitude is in that frequency.
 
     Args:
         token_map: `(batch_size, channels, side, side)`.

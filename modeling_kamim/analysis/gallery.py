@@ -42,23 +42,23 @@ class AnalysisImages:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """`(height, width, 3)`, RGB uint8."""
+        """Return an image `(height, width, 3)`, RGB uint8."""
         return decode_image(self.rows[index][self.column], f"image {index}", self.pixel_range)
 
     def take(self, indices: Sequence[int]) -> list[np.ndarray]:
-        """Several of them."""
+        """Return several images."""
         return [self[index] for index in indices]
 
     def batches(self, batch_size: int) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Number of the first image, and the images, of each batch."""
+        """Yield the number of the first image, and the images, of each batch."""
         for start in range(0, len(self), batch_size):
             yield start, self.take(range(start, min(start + batch_size, len(self))))
 
     def of_classes(self, counts: Sequence[int]) -> list[int]:
-        """Numbers of the first so many images of as many classes, the classes in the order in which they appear.
+        """Return numbers of images of several classes; classes and images in the order in which they appear.
 
         Args:
-            counts: images of each class; a class that has fewer than asked for is passed over.
+            counts: how many images of each class; a class that has fewer is passed over.
 
         Raises:
             AnalysisRefused: if the images have no classes, or too few of them have enough images.
@@ -82,7 +82,7 @@ class AnalysisImages:
         return chosen
 
     def name_of(self, index: int) -> str:
-        """The class of an image, or its number where there are no classes."""
+        """Return the class of an image, or its number where there are no classes."""
         return f"image {index}" if self.classes is None else self.classes[index]
 
 
@@ -135,5 +135,5 @@ def _find_classes(rows: datasets.Dataset, column: str | None) -> str | None:
 
 
 def _hides_labels(rows: datasets.Dataset, column: str) -> bool:
-    """Whether some images have no code (None or -1) in a `ClassLabel` column."""
+    """Return whether some images have no code (None or -1) in a `ClassLabel` column."""
     return isinstance(rows.features[column], datasets.ClassLabel) and not {None, -1}.isdisjoint(rows[column])

@@ -14,14 +14,14 @@ CELL_SIZES = (8, 16, 32)
 
 
 def keypoint_positions(detector: KeypointDetector, image: np.ndarray) -> np.ndarray:
-    """`(num_keypoints, 2)` float64, x and y in pixels, of an RGB image `(height, width, 3)` uint8."""
+    """Return x and y of keypoints, `(num_keypoints, 2)`, float64, pixels; the image is `(height, width, 3)`, uint8."""
     return np.array([keypoint.pt for keypoint in detector.detect(image)], np.float64).reshape(-1, 2)
 
 
 def weight_grid(
     detector: KeypointDetector, image: np.ndarray, temperatures: Sequence[float], cell_sizes: Sequence[int]
 ) -> dict[tuple[int, float], np.ndarray]:
-    """Weights of an image by cell size and temperature (arXiv:2407.13873, Eq. 2).
+    """Return the weights of an image by cell size and temperature (arXiv:2407.13873, Eq. 2).
 
     Args:
         detector: from an image to its keypoint map.

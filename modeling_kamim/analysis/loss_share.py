@@ -1,4 +1,4 @@
-"""Share of the masked loss by quantile of the keypoint weights. Pure functions."""
+"""Share of the masked loss by quantile of the keypoint weights."""
 
 import math
 
@@ -13,7 +13,7 @@ NUM_QUANTILES = 10
 def cell_errors(
     reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Absolute error, mask and weights on the largest cells that divide both a mask token and a weight cell.
+    """Return error, mask and weights on the largest cells that divide both a mask token and a weight cell.
 
     Args:
         reconstruction, target: `(batch_size, channels, size, size)`.
@@ -31,7 +31,7 @@ def cell_errors(
 
 
 def loss_shares(loss: np.ndarray, weights: np.ndarray, num_quantiles: int = NUM_QUANTILES) -> np.ndarray:
-    """Share of an image's loss in each quantile of its cells, ordered by weight.
+    """Return the share of an image's loss in each quantile of its cells, ordered by weight.
 
     Cells of equal weight cannot be ordered: each gets the mean loss of them all, so equal weights give equal shares.
 

@@ -4,6 +4,7 @@ A measure is fed by `update` and gives `rows`: dictionaries, one for each line o
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
@@ -30,10 +31,7 @@ class AttentionMeasure:
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
-        self._distance: list[RunningMoments] = []
-        self._nmi: list[RunningMoments] = []
-        self._entropy: list[RunningMoments] = []
-        self._prefix: list[RunningMoments] = []
+        self._moments: defaultdict[str, list[RunningMoments]] = defaultdict(list)
         self._geometry: list[tuple[int, float, int]] = []
 
     def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
@@ -44,67 +42,66 @@ class AttentionMeasure:
         """
         for index in range(len(self.encoder.attention_maps(outputs))):
             layer = self.encoder.layer_attention(outputs, index, batch_size)
-            if len(self._distance) == index:
-                self._distance.append(RunningMoments())
-                self._nmi.append(RunningMoments())
-                self._entropy.append(RunningMoments())
-                self._prefix.append(RunningMoments())
+            if len(self._geometry) == index:
                 self._geometry.append((layer.side, layer.token_size, layer.windows))
-            for moments, values in (
-                (self._distance, attention_distance(layer.weights, layer.token_size)),
-                (self._nmi, normalized_mutual_information(layer.weights)),
-                (self._entropy, attention_entropy(layer.weights)),
-                (self._prefix, layer.prefix_share),
-            ):
+            measured = {
+                "distance": attention_distance(layer.weights, layer.token_size),
+                "nmi": normalized_mutual_information(layer.weights),
+                "entropy": attention_entropy(layer.weights),
+                "prefix_share": layer.prefix_share,
+            }
+            for name, values in measured.items():
+                if len(self._moments[name]) == index:
+                    self._moments[name].append(RunningMoments())
                 heads = layer.per_image(values)
-                moments[index].update(torch.cat([heads, heads.mean(dim=1, keepdim=True)], dim=1))
+                self._moments[name][index].update(torch.cat([heads, heads.mean(dim=1, keepdim=True)], dim=1))
 
     def distance_rows(self) -> list[Row]:
-        """A row for each layer and head, and one with head "mean"; distances in pixels of the model's own input."""
+        """Return a row for each layer and head, and one with head "mean"; distances in pixels of the model's input."""
         rows: list[Row] = []
-        for index, (side, token_size, windows) in enumerate(self._geometry):
+        layers = zip(self._moments["distance"], self._geometry, strict=True)
+        for layer, (moments, (side, token_size, windows)) in enumerate(layers, 1):
             uniform = uniform_attention_distance(side, token_size)
-            for head, distance, std in _heads(self._distance[index]):
-                rows.append(
-                    {
-                        "model": self.encoder.name,
-                        "layer": index + 1,
-                        "head": head,
-                        "distance": distance,
-                        "std": std,
-                        "uniform_distance": uniform,
-                        "relative_to_uniform": distance / uniform if uniform else float("nan"),
-                        "image_size": self.encoder.image_size,
-                        "token_size": token_size,
-                        "windows": windows,
-                        "num_images": self._distance[index].count,
-                    }
-                )
+            rows += [
+                {
+                    "model": self.encoder.name,
+                    "layer": layer,
+                    "head": head,
+                    "distance": distance,
+                    "std": std,
+                    "uniform_distance": uniform,
+                    "relative_to_uniform": distance / uniform if uniform else float("nan"),
+                    "image_size": self.encoder.image_size,
+                    "token_size": token_size,
+                    "windows": windows,
+                    "num_images": moments.count,
+                }
+                for head, distance, std in _heads(moments)
+            ]
         return rows
 
     def nmi_rows(self) -> list[Row]:
-        """A row for each layer and head, and one with head "mean"."""
+        """Return a row for each layer and head, and one with head "mean"."""
+        layers = zip(*(self._moments[name] for name in ("nmi", "entropy", "prefix_share")), strict=True)
         return [
             {
                 "model": self.encoder.name,
-                "layer": index + 1,
+                "layer": layer,
                 "head": head,
                 "nmi": nmi,
                 "std": std,
                 "uniform_nmi": 0.0,
                 "entropy": entropy,
                 "prefix_share": share,
-                "num_images": moments.count,
+                "num_images": moments[0].count,
             }
-            for index, moments in enumerate(self._nmi)
-            for (head, nmi, std), (_, entropy, _), (_, share, _) in zip(
-                _heads(moments), _heads(self._entropy[index]), _heads(self._prefix[index]), strict=True
-            )
+            for layer, moments in enumerate(layers, 1)
+            for (head, nmi, std), (_, entropy, _), (_, share, _) in zip(*map(_heads, moments), strict=True)
         ]
 
 
 def _heads(moments: RunningMoments) -> list[tuple[int | str, float, float]]:
-    """Head, mean and standard deviation over images; "mean" over the heads at last."""
+    """Return head, mean and standard deviation over images; last that of the mean over the heads."""
     names = [*range(1, len(moments.mean)), "mean"]
     return [(name, float(mean), float(std)) for name, mean, std in zip(names, moments.mean, moments.std, strict=True)]
 
@@ -131,7 +128,7 @@ class FourierMeasure:
             self._moments[layer][2].update(amplitude - amplitude[:, :1])
 
     def rows(self) -> list[Row]:
-        """A row for each layer and frequency."""
+        """Return a row for each layer and frequency."""
         return [
             {
                 "model": self.encoder.name,
@@ -155,16 +152,16 @@ class RankMeasure:
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
-        self._grams: dict[tuple[int | str, str], GramAccumulator] = {}
+        self._grams: defaultdict[tuple[int | str, str], GramAccumulator] = defaultdict(GramAccumulator)
 
     def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
         """Add a batch."""
         for layer, tokens in _named_layers(outputs):
-            for features, rows in (("images", tokens.mean(dim=1)), ("tokens", tokens.flatten(0, 1))):
-                self._grams.setdefault((layer, features), GramAccumulator()).update(rows)
+            self._grams[layer, "images"].update(tokens.mean(dim=1))
+            self._grams[layer, "tokens"].update(tokens.flatten(0, 1))
 
     def rows(self) -> list[Row]:
-        """A row for each layer and kind of features."""
+        """Return a row for each layer and kind of features."""
         rows: list[Row] = []
         for (layer, features), gram in self._grams.items():
             values = gram.singular_values()
@@ -193,17 +190,17 @@ class CkaMeasure:
 
     def update(self, outputs: Mapping[str, EncoderOutputs]) -> None:
         """Add a batch of the same images, by the encoders' names."""
-        features, names = [], []
-        for name, output in outputs.items():
-            for layer, tokens in _named_layers(output):
-                names.append((name, layer))
-                features.append(tokens.mean(dim=1))
-        self._names = names
-        self._num_images += len(features[0])
-        self._cka.update(features)
+        features = {
+            (name, layer): tokens.mean(dim=1)
+            for name, output in outputs.items()
+            for layer, tokens in _named_layers(output)
+        }
+        self._names = list(features)
+        self._num_images += len(features[self._names[0]])
+        self._cka.update(list(features.values()))
 
     def rows(self) -> list[Row]:
-        """A row for each pair of layers.
+        """Return a row for each pair of layers.
 
         Raises:
             AnalysisRefused: for fewer than 4 images.
@@ -223,10 +220,10 @@ def _named_layers(outputs: EncoderOutputs) -> list[tuple[int | str, torch.Tensor
 
 
 class KeypointSettings:
-    """How keypoints become weights: of the first model that was trained with them, else the paper's defaults.
+    """How keypoints become weights: as for the first model that was trained with them, else the paper's defaults.
 
     Args:
-        encoders: whose configs are looked at.
+        encoders: read for the settings in their configs.
     """
 
     def __init__(self, encoders: Sequence[Encoder] = ()):
@@ -243,7 +240,7 @@ class KeypointSettings:
         self.mask_ratio: float = any_kamim.get("mask_ratio", 0.6)
 
     def weights(self, views: Sequence[np.ndarray]) -> torch.Tensor:
-        """`(batch_size, cells, cells)` float32 >= 1, of RGB uint8 images at a model's size.
+        """Return keypoint weights `(batch_size, cells, cells)`, float32, >= 1, of RGB uint8 images at a model's size.
 
         Raises:
             AnalysisRefused: if the cells do not divide the images.
@@ -254,7 +251,7 @@ class KeypointSettings:
         return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
 
     def describe(self) -> str:
-        """In one line."""
+        """Return the settings in one line."""
         return (
             f"{self.detector.name.upper()}, footprint {self.detector.footprint}, w_ps {self.cell_size}, "
             f"T {self.temperature:g}; masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
@@ -266,7 +263,7 @@ class Reconstructor:
 
     Args:
         encoder: whose checkpoint it is.
-        settings: of masks and weights.
+        settings: for masks and weights.
         seed: of the masks.
 
     Raises:
@@ -285,7 +282,7 @@ class Reconstructor:
         self.token_side = encoder.image_size // patch_size
 
     def mask(self, indices: Sequence[int]) -> torch.Tensor:
-        """`(batch_size, rows, rows)` bool; that of an image depends on its number and the seed alone."""
+        """Return masks `(batch_size, rows, rows)`, bool; an image's mask depends on its number and the seed alone."""
         size, settings = self.encoder.image_size, self.settings
         patch_size = size // self.token_side
         masks = [
@@ -298,7 +295,7 @@ class Reconstructor:
     def __call__(
         self, images: Sequence[np.ndarray], indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pixel_values and reconstruction `(batch_size, 3, size, size)`, normalized, and the mask; on the CPU."""
+        """Return pixels and reconstruction `(batch_size, 3, size, size)`, normalized, and the mask, on the CPU."""
         pixels, mask = self.encoder.pixels(images), self.mask(indices)
         bool_masked_pos = mask.flatten(1).to(pixels.device)
         output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)
@@ -336,7 +333,7 @@ class LossShareMeasure:
             self._weights.update(torch.from_numpy(mean_weights)[None])
 
     def rows(self) -> list[Row]:
-        """A row for each weighting of the loss and each decile, the least weights first."""
+        """Return a row for each weighting of the loss and each decile, the least weights first."""
         return [
             {
                 "model": self.reconstructor.encoder.name,

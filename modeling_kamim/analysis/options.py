@@ -78,7 +78,7 @@ class AnalysisArguments:
         self.named_models()
 
     def named_models(self) -> dict[str, str | None]:
-        """From a model's name to its checkpoint; None for random weights.
+        """Return a dictionary from a model's name to its checkpoint; None for random weights.
 
         Raises:
             InputError: if two models have one name, or there is none with a checkpoint.

@@ -47,7 +47,7 @@ class TokenPlane:
     agreement: tuple[float, float] | None = None
 
     def rows(self) -> list[Row]:
-        """A row for each token."""
+        """Return a row for each token."""
         return [
             {"model": self.model, "layer": self.layer, "image": image, "class": name, "stage": stage, "x": x, "y": y}
             for image, name, stage, (x, y) in zip(
@@ -57,7 +57,7 @@ class TokenPlane:
 
 
 def tsne_images(images: AnalysisImages) -> list[int]:
-    """Numbers of four images of each of five classes; of as many as there are where there are fewer classes."""
+    """Return numbers of four images of each of five classes; with fewer classes, of all of them."""
     if images.classes is None:
         return list(range(min(TSNE_CLASSES, len(images))))
     most = min(TSNE_CLASSES, len(set(images.classes)))
@@ -70,7 +70,7 @@ def tsne_images(images: AnalysisImages) -> list[int]:
 
 
 def tsne_plane(encoder: Encoder, images: AnalysisImages, indices: Sequence[int], seed: int) -> TokenPlane:
-    """t-SNE of the patch tokens behind the encoder, as in Figure 3 of arXiv:2407.13873."""
+    """Return t-SNE of the encoder's final patch tokens, as in Figure 3 of arXiv:2407.13873."""
     final = encoder(images.take(indices)).final.float().cpu()
     tokens = final.flatten(0, 1).numpy()
     owners = [index for index in indices for _ in range(final.shape[1])]
@@ -82,10 +82,10 @@ def tsne_plane(encoder: Encoder, images: AnalysisImages, indices: Sequence[int],
 
 
 def pca_plane(encoder: Encoder, images: AnalysisImages, indices: Sequence[int], stages: Sequence[str]) -> TokenPlane:
-    """Principal components of patch tokens around the self-attention of the last block but one.
+    """Return principal components of patch tokens around the self-attention of the last block but one.
 
-    In the paper's 12 blocks that is the 11th, as in Figures 8 to 10 of arXiv:2407.13873. "before" are the tokens that
-    enter the self-attention module, "after" those that leave it, the residual not added; both share one plane.
+    In the paper that is block 11 of 12 (arXiv:2407.13873, Figures 8 to 10). "before" are the tokens that enter the
+    self-attention module, "after" those that leave it, without the residual; both share one plane.
 
     Args:
         stages: "before", "after" or both.
@@ -134,7 +134,7 @@ class AttentionMaps:
     query: tuple[int, int]
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
-        """A row for each image and key."""
+        """Return a row for each image and key."""
         side = self.maps.shape[1]
         return [
             {
@@ -155,7 +155,7 @@ class AttentionMaps:
 
 
 def query_maps(encoder: Encoder, images: AnalysisImages, indices: Sequence[int]) -> AttentionMaps:
-    """Attention of the token at `QUERY_POINT`, as in Figure 5 of arXiv:2407.13873.
+    """Return the attention of the token at `QUERY_POINT`, as in Figure 5 of arXiv:2407.13873.
 
     Raises:
         AnalysisRefused: if the last layer's attention is within windows, or the encoder gives none.
@@ -193,7 +193,7 @@ class Reconstructions:
     errors: np.ndarray
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
-        """A row for each image."""
+        """Return a row for each image."""
         return [
             {"model": self.model, "image": image, "masked_l1": float(error), "mean_weight": float(weights.mean())}
             for image, error, weights in zip(indices, self.errors, self.weights, strict=True)
@@ -201,7 +201,7 @@ class Reconstructions:
 
 
 def reconstruct(reconstructor: Reconstructor, images: AnalysisImages, indices: Sequence[int]) -> Reconstructions:
-    """Reconstructions of images, as in Figure 2 of arXiv:2407.13873, and the weights of their cells."""
+    """Return reconstructions of images, as in Figure 2 of arXiv:2407.13873, and the weights of their cells."""
     encoder, chosen = reconstructor.encoder, images.take(indices)
     weights = reconstructor.settings.weights([encoder.view(image) for image in chosen])
     pixels, reconstruction, mask = reconstructor(chosen, indices)

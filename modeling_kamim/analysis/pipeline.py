@@ -1,8 +1,9 @@
-"""Run all analyses: the numbers in one pass over the images, then the pictures of single images."""
+"""Run all analyses: numbers in one pass over the images, then pictures of single images."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,8 +14,7 @@ from tqdm import tqdm
 from ..objective.density import cell_density
 from ..objective.keypoints import DETECTORS, KeypointDetector
 from ..training.figures import save_figure
-from . import findings as report
-from . import plots as figures
+from . import findings, plots
 from .encoders import AnalysisRefused, Encoder
 from .findings import Section, write_csv
 from .gallery import AnalysisImages
@@ -33,7 +33,6 @@ from .pictures import (
     MANY_IMAGES,
     NUM_MAPS,
     NUM_RECONSTRUCTIONS,
-    TokenPlane,
     pca_plane,
     query_maps,
     reconstruct,
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 Part = TypeVar("Part")
 NUM_CANDIDATES = 15
-_STREAMED = ("attention", "fourier", "cka", "rank", "loss_share")
+_OF_ENCODERS = {"attention": AttentionMeasure, "fourier": FourierMeasure, "rank": RankMeasure}
 
 
 class AnalysisRun:
@@ -56,8 +55,8 @@ class AnalysisRun:
     Args:
         args: of the command line.
         encoders: shown in every figure, in this order.
-        references: from the name of an encoder to random weights of its architecture, shown where a reference line is;
-            they may be among the encoders.
+        references: from the name of an encoder to random weights of its architecture, drawn as a reference line; they
+            may be among the encoders.
         images: to look at.
     """
 
@@ -71,16 +70,20 @@ class AnalysisRun:
         self.args, self.encoders, self.images = args, list(encoders), images
         self.references = {name: reference.name for name, reference in references.items()}
         self.everyone = list({encoder.name: encoder for encoder in (*encoders, *references.values())}.values())
+        self.pretrained = [encoder for encoder in encoders if encoder.checkpoint is not None]
         self.output_dir = Path(args.output_dir)
         self.settings = KeypointSettings(encoders)
         self.sections = {name: Section() for name in ANALYSES if name in args.analyses}
-        self._reconstructors: dict[str, Reconstructor | AnalysisRefused] = {}
+        # two analyses need the decoder of a model
+        self._reconstructor = cache(lambda encoder: Reconstructor(encoder, self.settings, args.seed))
 
     def run(self) -> dict[str, Section]:
         """Do all analyses, and write their figures and tables into the output directory."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        if any(name in self.sections for name in _STREAMED):
-            self._stream()
+        measures = self._measures()
+        if measures:
+            self._stream(measures)
+            self._write_numbers(measures)
         pictures: dict[str, Callable[[Section], None]] = {
             "tsne": self._tsne,
             "pca": self._pca,
@@ -90,185 +93,128 @@ class AnalysisRun:
         }
         chosen = [name for name in pictures if name in self.sections]
         for name in tqdm(chosen, desc="Pictures", unit="analysis", disable=not chosen):
-            self._guarded(self.sections[name], "", pictures[name], self.sections[name])
+            with self._refusing(self.sections[name]):
+                pictures[name](self.sections[name])
         return self.sections
+
+    @contextmanager
+    def _refusing(self, section: Section, name: str = "") -> Iterator[None]:
+        """Keep the reason of a refused analysis for the report, and go on."""
+        try:
+            yield
+        except AnalysisRefused as refused:
+            reason = f"{name}: {refused}" if name else str(refused)
+            section.refused.append(reason)
+            logger.warning("Refused: %s", reason)
+
+    def _of_each(self, section: Section, encoders: Iterable[Encoder], part: Callable[[Encoder], Part]) -> list[Part]:
+        """Return the parts of all encoders that allow the analysis; the others are refused."""
+        parts = []
+        for encoder in encoders:
+            with self._refusing(section, encoder.name):
+                parts.append(part(encoder))
+        return parts
 
     # Numbers, over all images
 
-    def _stream(self) -> None:
-        everyone = self.everyone
-        attention = {e.name: AttentionMeasure(e) for e in everyone} if "attention" in self.sections else {}
-        fourier = {e.name: FourierMeasure(e) for e in everyone} if "fourier" in self.sections else {}
-        rank = {e.name: RankMeasure(e) for e in everyone} if "rank" in self.sections else {}
-        cka = CkaMeasure() if "cka" in self.sections else None
-        loss_share = self._loss_share_measures() if "loss_share" in self.sections else {}
-        runs_encoders = bool(attention or fourier or rank or cka)
+    def _measures(self) -> dict[str, dict[str, Any]]:
+        """Return the measures of the chosen analyses, by analysis and model; CKA has one for all models."""
+        measures: dict[str, dict[str, Any]] = {
+            name: {encoder.name: kind(encoder) for encoder in self.everyone}
+            for name, kind in _OF_ENCODERS.items()
+            if name in self.sections
+        }
+        if "cka" in self.sections:
+            measures["cka"] = {"": CkaMeasure()}
+        if "loss_share" in self.sections:
+            section = self.sections["loss_share"]
+            shares = self._of_each(section, self.pretrained, lambda e: LossShareMeasure(self._reconstructor(e)))
+            measures["loss_share"] = {share.reconstructor.encoder.name: share for share in shares}
+        return measures
 
+    def _stream(self, measures: dict[str, dict[str, Any]]) -> None:
+        """Feed the measures with all images; one that is refused is dropped."""
+
+        def update(analysis: str, name: str, *batch: Any) -> None:
+            if name in measures.get(analysis, {}):
+                with self._refusing(self.sections[analysis], name):
+                    measures[analysis][name].update(*batch)
+                    return
+                del measures[analysis][name]  # refused
+
+        encoders = self.everyone if measures.keys() - {"loss_share"} else []
         with tqdm(total=len(self.images), desc="Images", unit="image") as bar:
             for first, images in self.images.batches(self.args.batch_size):
                 outputs = {}
-                for encoder in everyone if runs_encoders else []:
-                    output = encoder(images, attention=encoder.name in attention)
-                    for name, measures in (("attention", attention), ("fourier", fourier), ("rank", rank)):
-                        self._update(name, measures, encoder.name, output, len(images))
+                for encoder in encoders:
+                    output = encoder(images, attention=encoder.name in measures.get("attention", {}))
+                    for analysis in _OF_ENCODERS:
+                        update(analysis, encoder.name, output, len(images))
                     outputs[encoder.name] = output.without_attention()
                     del output  # its maps, before the next encoder makes its own
-                if cka is not None:
-                    cka.update(outputs)
-                self._update_each("loss_share", loss_share, images, first)
+                update("cka", "", outputs)
+                for encoder in self.pretrained:
+                    update("loss_share", encoder.name, images, first)
                 bar.update(len(images))
 
-        self._write_attention(list(attention.values()))
-        self._write_fourier(list(fourier.values()))
-        if cka is not None:
-            self._guarded(self.sections["cka"], "", self._write_cka, cka)
-        self._write_rank(list(rank.values()))
-        self._write_loss_share(list(loss_share.values()))
-
-    def _update(self, analysis: str, measures: dict[str, Any], name: str, *batch: Any) -> None:
-        """Feed a model's measure; one that is refused is dropped."""
-        if name in measures and not self._guarded(self.sections[analysis], name, measures[name].update, *batch):
-            del measures[name]
-
-    def _update_each(self, analysis: str, measures: dict[str, Any], *batch: Any) -> None:
-        for name in list(measures):
-            self._update(analysis, measures, name, *batch)
-
-    def _guarded(self, section: Section, name: str, step: Callable[..., Any], *arguments: Any) -> bool:
-        """Whether a step was allowed; if not, the reason is kept."""
-        try:
-            step(*arguments)
-        except AnalysisRefused as refused:
-            self._refuse(section, name, refused)
-            return False
-        return True
-
-    def _refuse(self, section: Section, name: str, refused: AnalysisRefused) -> None:
-        reason = f"{name}: {refused}" if name else str(refused)
-        section.refused.append(reason)
-        logger.warning("Refused: %s", reason)
-
-    def _loss_share_measures(self) -> dict[str, LossShareMeasure]:
-        measures = {}
-        for encoder in self._pretrained():
-            try:
-                measures[encoder.name] = LossShareMeasure(self._reconstructor(encoder))
-            except AnalysisRefused as refused:
-                self._refuse(self.sections["loss_share"], encoder.name, refused)
-        return measures
-
-    def _pretrained(self) -> list[Encoder]:
-        return [encoder for encoder in self.encoders if encoder.checkpoint is not None]
-
-    def _reconstructor(self, encoder: Encoder) -> Reconstructor:
-        if encoder.name not in self._reconstructors:
-            try:
-                self._reconstructors[encoder.name] = Reconstructor(encoder, self.settings, self.args.seed)
-            except AnalysisRefused as refused:
-                self._reconstructors[encoder.name] = refused
-        found = self._reconstructors[encoder.name]
-        if isinstance(found, AnalysisRefused):
-            raise found
-        return found
+    def _write_numbers(self, measures: Mapping[str, Mapping[str, Any]]) -> None:
+        self._write_attention(list(measures.get("attention", {}).values()))
+        by_frequency, by_rank = (
+            partial(draw, references=self.references) for draw in (plots.fourier_figure, plots.rank_figure)
+        )
+        loss_sentences = partial(findings.loss_share_sentences, settings=self.settings.describe())
+        shown: dict[str, tuple[Callable[..., Figure], str, Callable[..., list[str]]]] = {
+            "fourier": (by_frequency, "relative log amplitude by layer and frequency", findings.fourier_sentences),
+            "cka": (plots.cka_figure, "CKA between layers and models", findings.cka_sentences),
+            "rank": (by_rank, "effective rank by layer", findings.rank_sentences),
+            "loss_share": (plots.loss_share_figure, "share of the masked loss by weight", loss_sentences),
+        }
+        for name in [name for name in shown if name in measures]:
+            draw, caption, sentences = shown[name]
+            section = self.sections[name]
+            with self._refusing(section):
+                rows = _rows(measures[name].values())
+                self._show(section, name, rows, partial(draw, rows), caption)
+                section.sentences += sentences(rows) if rows else []
 
     def _write_attention(self, measures: Sequence[AttentionMeasure]) -> None:
         distances = [row for measure in measures for row in measure.distance_rows()]
         nmis = [row for measure in measures for row in measure.nmi_rows()]
         if any(row["model"] not in self.references.values() for row in distances):
             section = self.sections["attention"]
-            self._table(section, "attention_distance", distances)
-            self._table(section, "nmi", nmis)
-            draw = partial(figures.attention_distance_figure, distances, self.references)
-            self._figure(section, "attention_distance", draw, "attention distance by layer and head")
-            self._figure(section, "nmi", partial(figures.nmi_figure, nmis, self.references), "NMI by layer")
-            section.sentences += report.attention_sentences(distances, nmis)
-
-    def _write_fourier(self, measures: Sequence[FourierMeasure]) -> None:
-        rows = [row for measure in measures for row in measure.rows()]
-        if rows:
-            section = self.sections["fourier"]
-            self._table(section, "fourier", rows)
-            draw = partial(figures.fourier_figure, rows, self.references)
-            self._figure(section, "fourier", draw, "relative log amplitude by layer and frequency")
-            section.sentences += report.fourier_sentences(rows)
-
-    def _write_cka(self, measure: CkaMeasure) -> None:
-        rows = measure.rows()
-        section = self.sections["cka"]
-        self._table(section, "cka", rows)
-        self._figure(section, "cka", partial(figures.cka_figure, rows), "CKA between layers and models")
-        section.sentences += report.cka_sentences(rows)
-
-    def _write_rank(self, measures: Sequence[RankMeasure]) -> None:
-        rows = [row for measure in measures for row in measure.rows()]
-        if rows:
-            section = self.sections["rank"]
-            self._table(section, "rank", rows)
-            draw = partial(figures.rank_figure, rows, self.references)
-            self._figure(section, "rank", draw, "effective rank by layer")
-            section.sentences += report.rank_sentences(rows)
-
-    def _write_loss_share(self, measures: Sequence[LossShareMeasure]) -> None:
-        rows = [row for measure in measures for row in measure.rows()]
-        if rows:
-            section = self.sections["loss_share"]
-            self._table(section, "loss_share", rows)
-            draw = partial(figures.loss_share_figure, rows)
-            self._figure(section, "loss_share", draw, "share of the masked loss by weight")
-            section.sentences += report.loss_share_sentences(rows, self.settings.describe())
+            draw = partial(plots.attention_distance_figure, distances, self.references)
+            self._show(section, "attention_distance", distances, draw, "attention distance by layer and head")
+            self._show(section, "nmi", nmis, partial(plots.nmi_figure, nmis, self.references), "NMI by layer")
+            section.sentences += findings.attention_sentences(distances, nmis)
 
     # Pictures, of a few images
-
-    def _of_each(self, section: Section, encoders: Iterable[Encoder], part: Callable[[Encoder], Part]) -> list[Part]:
-        """The parts of all encoders that allow the analysis; the others are refused."""
-        parts = []
-        for encoder in encoders:
-            try:
-                parts.append(part(encoder))
-            except AnalysisRefused as refused:
-                self._refuse(section, encoder.name, refused)
-        return parts
 
     def _tsne(self, section: Section) -> None:
         indices = tsne_images(self.images)
         planes = self._of_each(section, self.encoders, lambda e: tsne_plane(e, self.images, indices, self.args.seed))
-        self._planes(section, "tokens_tsne", planes, figures.classes_figure, "t-SNE of the final tokens")
-        section.sentences += report.tsne_sentences(planes)
+        draw = partial(plots.classes_figure, planes)
+        self._show(section, "tokens_tsne", _rows(planes), draw, "t-SNE of the final tokens")
+        section.sentences += findings.tsne_sentences(planes)
 
     def _pca(self, section: Section) -> None:
         both = ("before", "after")
         shown = (
-            ("tokens_pca_one", [1], both, figures.before_after_figure, "tokens of one image"),
-            ("tokens_pca_two", [1, 1], both, figures.before_after_figure, "tokens of two images"),
-            ("tokens_pca_many", MANY_IMAGES, ("after",), figures.classes_figure, "tokens after self-attention"),
+            ("tokens_pca_one", [1], both, plots.before_after_figure, "tokens of one image"),
+            ("tokens_pca_two", [1, 1], both, plots.before_after_figure, "tokens of two images"),
+            ("tokens_pca_many", MANY_IMAGES, ("after",), plots.classes_figure, "tokens after self-attention"),
         )
         for name, counts, stages, draw, caption in shown:
-            try:
+            with self._refusing(section, name):
                 indices = [0] if counts == [1] else self.images.of_classes(counts)
-            except AnalysisRefused as refused:
-                self._refuse(section, name, refused)
-                continue
-            plane = partial(pca_plane, images=self.images, indices=indices, stages=stages)
-            # the same encoders are refused every time: say so once
-            planes = self._of_each(section if name == "tokens_pca_one" else Section(), self.encoders, plane)
-            self._planes(section, name, planes, draw, caption)
-            if name == "tokens_pca_one":
-                section.sentences += report.pca_sentences(planes)
-
-    def _planes(
-        self,
-        section: Section,
-        name: str,
-        planes: Sequence[TokenPlane],
-        draw: Callable[[Sequence[TokenPlane]], Figure],
-        caption: str,
-    ) -> None:
-        if planes:
-            self._table(section, name, [row for plane in planes for row in plane.rows()])
-            self._figure(section, name, partial(draw, planes), caption)
+                plane = partial(pca_plane, images=self.images, indices=indices, stages=stages)
+                # the same encoders are refused every time: say so once
+                planes = self._of_each(section if name == "tokens_pca_one" else Section(), self.encoders, plane)
+                self._show(section, name, _rows(planes), partial(draw, planes), caption)
+                if name == "tokens_pca_one":
+                    section.sentences += findings.pca_sentences(planes)
 
     def _spread_out(self, count: int) -> list[int]:
-        """Numbers of images of different classes where there are as many classes, else of the first images."""
+        """Return numbers of images of different classes where there are as many classes, else of the first images."""
         count = min(count, len(self.images))
         try:
             return self.images.of_classes([1] * count)
@@ -279,22 +225,21 @@ class AnalysisRun:
         indices = self._spread_out(NUM_MAPS)
         maps = self._of_each(section, self.encoders, lambda e: query_maps(e, self.images, indices))
         if maps:
-            self._table(section, "attention_maps", [row for part in maps for row in part.rows(indices)])
             shown = next(encoder for encoder in self.encoders if encoder.name == maps[0].model)
             images = [shown.view(image) for image in self.images.take(indices)]
-            draw = partial(figures.attention_maps_figure, images, maps)
-            self._figure(section, "attention_maps", draw, "attention of a marked token")
-            section.sentences += report.attention_map_sentences(maps)
+            draw = partial(plots.attention_maps_figure, images, maps)
+            self._show(section, "attention_maps", _rows(maps, indices), draw, "attention of a marked token")
+            section.sentences += findings.attention_map_sentences(maps)
 
     def _reconstruction(self, section: Section) -> None:
         indices = self._spread_out(NUM_RECONSTRUCTIONS)
         parts = self._of_each(
-            section, self._pretrained(), lambda e: reconstruct(self._reconstructor(e), self.images, indices)
+            section, self.pretrained, lambda e: reconstruct(self._reconstructor(e), self.images, indices)
         )
         if parts:
-            self._table(section, "reconstruction", [row for part in parts for row in part.rows(indices)])
-            self._figure(section, "reconstruction", partial(figures.reconstructions_figure, parts), "reconstructions")
-            section.sentences += report.reconstruction_sentences(parts, self.settings.describe())
+            draw = partial(plots.reconstructions_figure, parts)
+            self._show(section, "reconstruction", _rows(parts, indices), draw, "reconstructions")
+            section.sentences += findings.reconstruction_sentences(parts, self.settings.describe())
 
     def _keypoints(self, section: Section) -> None:
         image = self._typical_image()
@@ -304,43 +249,44 @@ class AnalysisRun:
         footprint = self.settings.detector.footprint
         detectors = {name: KeypointDetector(name, footprint) for name in DETECTORS}
         maps = {name: detector(image) for name, detector in detectors.items()}
-        draw = partial(
-            figures.keypoints_figure,
-            image,
-            {name: keypoint_positions(detector, image) for name, detector in detectors.items()},
-            maps,
-            {name: cell_density(keypoint_map, sizes[0]) for name, keypoint_map in maps.items()},
-        )
+        positions = {name: keypoint_positions(detector, image) for name, detector in detectors.items()}
+        densities = {name: cell_density(keypoint_map, sizes[0]) for name, keypoint_map in maps.items()}
+        draw = partial(plots.keypoints_figure, image, positions, maps, densities)
+        self._draw(section, "keypoints", draw, "keypoints, their map and density")
         grids = {name: weight_grid(detector, image, TEMPERATURES, sizes) for name, detector in detectors.items()}
         rows = [row for name, grid in grids.items() for row in _weight_rows(name, grid)]
-        self._table(section, "keypoint_weights", rows)
-        self._figure(section, "keypoints", draw, "keypoints, their map and density")
         chosen = self.settings.detector.name
-        draw = partial(figures.weight_grid_figure, image, grids[chosen])
-        self._figure(section, "keypoint_weights", draw, f"weights of {chosen.upper()} keypoints")
-        section.sentences += report.keypoint_sentences(rows)
+        draw = partial(plots.weight_grid_figure, image, grids[chosen])
+        self._show(section, "keypoint_weights", rows, draw, f"weights of {chosen.upper()} keypoints")
+        section.sentences += findings.keypoint_sentences(rows)
 
     def _typical_image(self) -> np.ndarray:
-        """Of the first images the one with the median number of keypoints, at the first model's size."""
-        views = [
-            self.encoders[0].view(image) for image in self.images.take(range(min(NUM_CANDIDATES, len(self.images))))
-        ]
+        """Return, of the first images, the one with the median number of keypoints, at the first model's size."""
+        candidates = self.images.take(range(min(NUM_CANDIDATES, len(self.images))))
+        views = [self.encoders[0].view(image) for image in candidates]
         counts = [len(self.settings.detector.detect(view)) for view in views]
         return views[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
 
     # Files
 
-    def _table(self, section: Section, name: str, rows: Sequence[Row]) -> None:
-        write_csv(self.output_dir / f"{name}.csv", rows)
-        section.tables.append(f"{name}.csv")
+    def _show(self, section: Section, name: str, rows: Sequence[Row], draw: Callable[[], Figure], caption: str) -> None:
+        """Write a table and the picture of it; nothing without rows."""
+        if rows:
+            write_csv(self.output_dir / f"{name}.csv", rows)
+            section.tables.append(f"{name}.csv")
+            self._draw(section, name, draw, caption)
 
-    def _figure(self, section: Section, name: str, draw: Callable[[], Figure], caption: str) -> None:
+    def _draw(self, section: Section, name: str, draw: Callable[[], Figure], caption: str) -> None:
         files = [self.output_dir / f"{name}.{file_format}" for file_format in self.args.formats]
         shown = next((f for f in ("png", "svg") if f in self.args.formats), self.args.formats[0])
         if save_figure(draw, *files, dpi=self.args.dpi):
             section.figures.append((f"{name}.{shown}", caption))
         else:
             section.refused.append(f"the picture {name} could not be drawn (see the log)")
+
+
+def _rows(parts: Iterable[Any], *arguments: Any) -> list[Row]:
+    return [row for part in parts for row in part.rows(*arguments)]
 
 
 def _weight_rows(detector: str, grid: dict[tuple[int, float], np.ndarray]) -> list[Row]:

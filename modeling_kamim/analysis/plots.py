@@ -1,11 +1,11 @@
 """Draw the figures of the analyses; the numbers come from `measures` and `pictures`.
 
-Colors are Okabe and Ito's and sequential maps whose lightness is monotonic, so that they can be told apart by the
-color-blind and in gray print; lines and classes differ in their markers too.
+Colors are those of Okabe and Ito, and color maps whose lightness only rises: color-blind readers can tell them apart,
+and so can readers of a gray print. Lines and classes differ in their markers too.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -27,7 +27,7 @@ matplotlib.use("agg")
 Row = dict[str, Any]
 REFERENCE: dict[str, Any] = {"color": "0.45", "linestyle": ":", "marker": "x", "markersize": 4, "linewidth": 1.3}
 UNIFORM: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
-_CENTRED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
+_CENTERED: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
 # for points: without the black that stands for centroids
 POINT_COLORS = LINE_COLORS[:6]
 NO_REFERENCES: Mapping[str, str] = {}
@@ -35,34 +35,37 @@ BEFORE, AFTER = "#0072B2", "#E69F00"
 _MAX_COLUMNS = 4
 
 
-def _styles(names: Sequence[str], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """How the line of each model is drawn: references are dotted and gray, and differ in their markers."""
-    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
-    markers = cycle("x+12")
-    chosen = {}
-    for name in names:
+def _styles(rows: Sequence[Row], references: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Return how each model's line is drawn: references are dotted and gray, and differ in their markers."""
+    models = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
+    lines = ({"color": color, "marker": marker, "markersize": 4.5} for color, marker in models)
+    dotted = (REFERENCE | {"marker": marker} for marker in cycle("x+12"))
+    styles: dict[str, dict[str, Any]] = {}
+    for name in _models(rows):
         if name in references.values():
-            chosen[name] = REFERENCE | {"marker": next(markers)}
+            alike = ", ".join(model for model, reference in references.items() if reference == name)
+            models_of = f" ({_short(alike, 30)})" if len(set(references.values())) > 1 else ""
+            styles[name] = {**next(dotted), "label": f"random weights{models_of}"}
         else:
-            color, marker = next(styles)
-            chosen[name] = {"color": color, "marker": marker, "markersize": 4.5}
-    return chosen
-
-
-def _line_label(name: str, references: Mapping[str, str]) -> str:
-    if name not in references.values():
-        return _short(name)
-    models = [model for model, reference in references.items() if reference == name]
-    return "random weights" + (f" ({_short(', '.join(models), 30)})" if len(set(references.values())) > 1 else "")
+            styles[name] = {**next(lines), "label": _short(name)}
+    return styles
 
 
 def _models(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(row["model"] for row in rows))
 
 
-def _series(rows: Sequence[Row], x: str, y: str, **where: Any) -> tuple[list, np.ndarray]:
+def _series(rows: Sequence[Row], x: str, *y: str, **where: Any) -> list:
+    """Return the values of `x` and an array of each `y`, of the rows that have the values of `where`."""
     chosen = [row for row in rows if all(row[key] == value for key, value in where.items())]
-    return [row[x] for row in chosen], np.array([row[y] for row in chosen], float)
+    return [[row[x] for row in chosen], *(np.array([row[name] for row in chosen], float) for name in y)]
+
+
+def _by_layer(*axes: Axes) -> None:
+    for axis in axes:
+        axis.set_xlabel("layer")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(color="0.92")
 
 
 def _short(name: str, width: int = 22) -> str:
@@ -70,7 +73,7 @@ def _short(name: str, width: int = 22) -> str:
 
 
 def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of that many inches, and their axes; the rest of the grid is empty."""
+    """Return a figure of `count` panels of that many inches, and their axes; the rest of the grid is empty."""
     rows = math.ceil(count / _MAX_COLUMNS)
     columns = math.ceil(count / rows)
     figure = Figure(figsize=(width * columns + 0.4, height * rows + 0.4), layout="constrained")
@@ -81,7 +84,7 @@ def _panels(count: int, width: float, height: float, **kwargs: Any) -> tuple[Fig
 
 
 def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Attention distance by layer: a panel for each model, its heads, their mean, uniform attention, random weights.
+    """Draw attention distance by layer; a panel has a model's heads, their mean, uniform attention, random weights.
 
     Args:
         rows: of `AttentionMeasure.distance_rows`, of all models.
@@ -89,59 +92,52 @@ def attention_distance_figure(rows: Sequence[Row], references: Mapping[str, str]
     """
     shown = [name for name in _models(rows) if name not in references.values()]
     figure, axes = _panels(len(shown), 3.1, 3.2, sharey=True)
-    for place, (axis, name) in enumerate(zip(axes, shown, strict=True)):
+    for axis, name in zip(axes, shown, strict=True):
         heads = [row for row in rows if row["model"] == name and row["head"] != "mean"]
-        axis.scatter(
-            [row["layer"] for row in heads], [row["distance"] for row in heads], s=14, color="#56B4E9", label="head"
+        layers, distances = _series(heads, "layer", "distance")
+        axis.scatter(layers, distances, s=14, color="#56B4E9", label="head")
+        layers, mean, std, uniform = _series(
+            rows, "layer", "distance", "std", "uniform_distance", model=name, head="mean"
         )
-        layers, mean = _series(rows, "layer", "distance", model=name, head="mean")
-        std = _series(rows, "layer", "std", model=name, head="mean")[1]
         axis.fill_between(layers, mean - std, mean + std, color=LINE_COLORS[0], alpha=0.2, linewidth=0)
         axis.plot(layers, mean, color=LINE_COLORS[0], marker="o", markersize=4, label="mean of heads ± SD over images")
-        axis.plot(*_series(rows, "layer", "uniform_distance", model=name, head="mean"), **UNIFORM, label="uniform")
+        axis.plot(layers, uniform, **UNIFORM, label="uniform")
         random = _series(rows, "layer", "distance", model=references.get(name), head="mean")
         if random[0]:
             axis.plot(*random, **REFERENCE, label="random weights")
-        size = next(row["image_size"] for row in heads)
-        axis.set(title=f"{_short(name)}\n({size} px)", xlabel="layer")
-        if place == 0:
-            axis.set_ylabel("attention distance (px)")
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.grid(color="0.92")
+        axis.set_title(f"{_short(name)}\n({heads[0]['image_size']} px)")
+    _by_layer(*axes)
+    axes[0].set_ylabel("attention distance (px)")
     axes[0].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def nmi_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Normalized mutual information by layer, a line for each model with its deviation over images.
+    """Draw normalized mutual information by layer, a line for each model with its deviation over images.
 
     Args:
         rows: of `AttentionMeasure.nmi_rows`, of all models.
         references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
-    names = _models(rows)
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axis = figure.subplots()
-    for name, style in _styles(names, references).items():
-        layers, mean = _series(rows, "layer", "nmi", model=name, head="mean")
-        std = _series(rows, "layer", "std", model=name, head="mean")[1]
+    for name, style in _styles(rows, references).items():
+        layers, mean, std = _series(rows, "layer", "nmi", "std", model=name, head="mean")
         axis.fill_between(layers, (mean - std).clip(0), mean + std, color=style["color"], alpha=0.18, linewidth=0)
-        axis.plot(layers, mean, **style, label=_line_label(name, references))
+        axis.plot(layers, mean, **style)
     axis.axhline(0.0, **UNIFORM, label="uniform attention (0)")
     axis.axhline(COLLAPSED_NMI, color="0.6", linestyle="-.", linewidth=0.9, label=f"collapse, below {COLLAPSED_NMI:g}")
     axis.set_yscale("symlog", linthresh=1e-3, linscale=0.6)
-    axis.set(xlabel="layer", ylabel="normalized mutual information")
-    axis.set_ylim(-2e-4, max(1.0, 1.1 * max(row["nmi"] for row in rows)))
+    _by_layer(axis)
+    axis.set(ylabel="normalized mutual information", ylim=(-2e-4, max(1.0, 1.1 * max(row["nmi"] for row in rows))))
     axis.set_yticks([0, 1e-3, 1e-2, 1e-1, 1], ["0", "0.001", "0.01", "0.1", "1"])
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(color="0.92")
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
 def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """Relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
+    """Draw the relative log amplitude: at the highest frequency by layer, and by frequency with a line for each layer.
 
     Args:
         rows: of `FourierMeasure.rows`, of all models.
@@ -149,11 +145,12 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
     """
     names = _models(rows)
     figure, axes = _panels(1 + len(names), 3.2, 3.3)
-    for name, style in _styles(names, references).items():
-        layers, values = _at_highest_frequency(rows, name)
-        axes[0].plot(layers, values, **style, label=_line_label(name, references))
-    axes[0].set(title="highest frequency", xlabel="layer", ylabel="Δ log amplitude")
-    axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    for name, style in _styles(rows, references).items():
+        # the last row of a layer is that of its highest frequency
+        highest = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
+        axes[0].plot(list(highest), list(highest.values()), **style)
+    _by_layer(axes[0])
+    axes[0].set(title="highest frequency", ylabel="Δ log amplitude")
     axes[0].legend(frameon=False, fontsize="small")
     deepest = max(row["layer"] for row in rows)
     lowest = min(-0.5, *(row["relative_log_amplitude"] for row in rows))
@@ -163,22 +160,16 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
             curve = _series(rows, "frequency_pi", "relative_log_amplitude", model=name, layer=layer)
             axis.plot(*curve, color=colors(layer), linewidth=1.2)
         axis.set(title=_short(name), xlabel="frequency (π per token)", xlim=(0, 1.02), ylim=(1.05 * lowest, 0.1))
-    axes[1].set_ylabel("Δ log amplitude")
-    for axis in axes:
         axis.grid(color="0.92")
+    axes[1].set_ylabel("Δ log amplitude")
     norm = matplotlib.colors.BoundaryNorm(np.arange(deepest + 2) - 0.5, deepest + 1)
     scale = matplotlib.cm.ScalarMappable(norm, colors)
     figure.colorbar(scale, ax=axes, label="layer", ticks=np.unique(np.linspace(0, deepest, 5).round()))
     return figure
 
 
-def _at_highest_frequency(rows: Sequence[Row], name: str) -> tuple[list, np.ndarray]:
-    highest: dict[Any, float] = {row["layer"]: row["relative_log_amplitude"] for row in rows if row["model"] == name}
-    return list(highest), np.array(list(highest.values()))
-
-
 def cka_figure(rows: Sequence[Row]) -> Figure:
-    """Heat maps of CKA: each model's layers against its own and every other model's.
+    """Draw heat maps of CKA: each model's layers against its own and every other model's.
 
     Args:
         rows: of `CkaMeasure.rows`.
@@ -192,61 +183,47 @@ def cka_figure(rows: Sequence[Row]) -> Figure:
         matrix = np.array([[values[a, i, b, j] for j in layers[b]] for i in layers[a]], float)
         shown = axis.imshow(np.ma.masked_invalid(matrix), vmin=0, vmax=1, cmap="viridis", origin="lower")
         for ticks, name in ((axis.set_yticks, a), (axis.set_xticks, b)):
-            places = _sparse(len(layers[name]))
-            ticks(places, [_layer_label(layers[name][place]) for place in places])
+            _mark_layers(ticks, layers[name])
         axis.set(xlabel=_short(f"layer of {b}"), ylabel=_short(f"layer of {a}"))
     figure.colorbar(shown, ax=axes, label="linear CKA (unbiased)", shrink=0.7)
     return figure
 
 
-def _layer_label(layer: int | str) -> str:
-    return "LN" if layer == "final" else str(layer)
-
-
-def _sparse(count: int) -> list[int]:
-    """Places of about six of many labels, the first and the last among them."""
-    step = round(count / 6) if count > 8 else 1
-    return [*range(0, count - step, step), count - 1]
+def _mark_layers(set_ticks: Callable[[list[int], list[str]], Any], layers: Sequence[int | str]) -> None:
+    """Mark about six of many layers on an axis, the first and the last among them."""
+    step = round(len(layers) / 6) if len(layers) > 8 else 1
+    places = [*range(0, len(layers) - step, step), len(layers) - 1]
+    set_ticks(places, ["LN" if layers[place] == "final" else str(layers[place]) for place in places])
 
 
 def rank_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFERENCES) -> Figure:
-    """RankMe by layer, of the images' mean tokens and of all tokens.
+    """Draw RankMe by layer, of the images' mean tokens and of all tokens.
 
     Args:
         rows: of `RankMeasure.rows`, of all models.
         references: from a model's name to that of the random weights of its architecture, drawn as a reference line.
     """
-    names = _models(rows)
-    layers = list(dict.fromkeys(row["layer"] for row in rows))
-    layers.sort(key=lambda layer: (layer == "final", layer if layer != "final" else 0))
-    place = {layer: index for index, layer in enumerate(layers)}
+    layers: list[Any] = [*sorted({row["layer"] for row in rows} - {"final"}), "final"]
     figure, axes = _panels(2, 4.2, 3.4)
     titles = {"images": "mean patch token of an image", "tokens": "patch tokens"}
     for axis, (features, title) in zip(axes, titles.items(), strict=True):
-        for name, style in _styles(names, references).items():
-            found, values = _series(rows, "layer", "rankme", model=name, features=features)
-            axis.plot([place[layer] for layer in found], values, **style, label=_line_label(name, references))
-            centered = _series(rows, "layer", "rankme_centered", model=name, features=features)[1]
-            axis.plot([place[layer] for layer in found], centered, color=style["color"], **_CENTRED)
-        ticks = _sparse(len(layers))
-        axis.set_xticks(ticks, [_layer_label(layers[tick]) for tick in ticks])
+        for name, style in _styles(rows, references).items():
+            found, values, centered = _series(rows, "layer", "rankme", "rankme_centered", model=name, features=features)
+            places = [layers.index(layer) for layer in found]
+            axis.plot(places, values, **style)
+            axis.plot(places, centered, color=style["color"], **_CENTERED)
+        _mark_layers(axis.set_xticks, layers)
         axis.set(title=title, xlabel="layer (LN: behind the last LayerNorm)")
         axis.set_ylim(bottom=0)
         axis.grid(color="0.92")
     axes[0].set_ylabel("effective rank (RankMe)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(
-        [*handles, Line2D([], [], color="0.3", **_CENTRED)],
-        [*labels, "with the mean taken off"],
-        loc="outside lower center",
-        ncols=3,
-        frameon=False,
-    )
+    axes[0].plot([], [], color="0.3", **_CENTERED, label="with the mean taken off")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
 def loss_share_figure(rows: Sequence[Row]) -> Figure:
-    """Share of the masked loss by decile of the weights, without and with them, and the weights of the deciles.
+    """Draw the share of the masked loss by decile of the weights, without and with them, and the deciles' weights.
 
     A bar for each model; weights are on a logarithmic scale.
 
@@ -259,31 +236,23 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
     titles = {"none": "loss without weights (SimMIM)", "keypoint": "loss with keypoint weights (KAMIM)"}
     hatches = ("", "//", "..", "xx", "\\\\")
     for axis, (weighting, title) in zip(axes[:2], titles.items(), strict=True):
-        for place, name in enumerate(names):
-            quantiles, shares = _series(rows, "quantile", "share", model=name, loss_weighting=weighting)
-            std = _series(rows, "quantile", "std", model=name, loss_weighting=weighting)[1]
+        styles = zip(names, cycle(LINE_COLORS), cycle(hatches), strict=False)
+        for place, (name, color, hatch) in enumerate(styles):
+            where = {"model": name, "loss_weighting": weighting}
+            quantiles, shares, std = _series(rows, "quantile", "share", "std", **where)
             left = np.array(quantiles) - 0.4 + (place + 0.5) * width
-            axis.bar(
-                left,
-                shares,
-                width,
-                yerr=std,
-                error_kw={"linewidth": 0.7},
-                color=LINE_COLORS[place % len(LINE_COLORS)],
-                hatch=hatches[place % len(hatches)],
-                edgecolor="white",
-                label=_short(name),
-            )
+            style: dict[str, Any] = {"color": color, "hatch": hatch, "edgecolor": "white"}
+            axis.bar(left, shares, width, yerr=std, error_kw={"linewidth": 0.7}, **style, label=_short(name))
         axis.axhline(1 / len(quantiles), **UNIFORM)
-        axis.set_xticks(quantiles)
-        axis.set(title=title, xlabel="decile of the masked cells by weight")
+        axis.set_title(title)
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes[0].set_ylabel("share of the masked loss (± SD)")
-    for name, style in _styles(names, NO_REFERENCES).items():
-        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **style)
-    axes[2].set(title="weights", xlabel="decile of the masked cells by weight", ylabel="mean W", yscale="log")
-    axes[2].set_xticks(quantiles)
+    for name, line in _styles(rows, NO_REFERENCES).items():
+        axes[2].plot(*_series(rows, "quantile", "mean_weight", model=name, loss_weighting="keypoint"), **line)
+    axes[2].set(title="weights", ylabel="mean W", yscale="log")
+    for axis in axes:
+        axis.set(xticks=quantiles, xlabel="decile of the masked cells by weight")
     label_weights(axes[2])
     axes[2].grid(color="0.92")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -293,7 +262,7 @@ def loss_share_figure(rows: Sequence[Row]) -> Figure:
 
 
 def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
-    """Tokens colored by class, a panel for each model (t-SNE, and Figure 10's principal components).
+    """Draw tokens colored by class, a panel for each model (t-SNE, and Figure 10's principal components).
 
     Args:
         planes: of the same images.
@@ -303,51 +272,35 @@ def classes_figure(planes: Sequence[TokenPlane]) -> Figure:
     for axis, plane in zip(axes, planes, strict=True):
         owner = np.array(plane.classes)
         for name, color, marker in zip(names, cycle(POINT_COLORS), cycle("osD^vP"), strict=False):
-            points = plane.points[owner == name]
-            axis.scatter(
-                points[:, 0],
-                points[:, 1],
-                s=9,
-                color=color,
-                marker=marker,
-                alpha=0.75,
-                linewidths=0,
-                label=_short(name, 30),
-            )
+            style: dict[str, Any] = {"color": color, "marker": marker, "s": 9, "alpha": 0.75, "linewidths": 0}
+            x, y = plane.points[owner == name].T
+            axis.scatter(x, y, **style, label=_short(name, 30))
         _finish_plane(axis, plane)
     _points_legend(figure, axes[0], ncols=5 if len(planes) > 1 else 2)
     return figure
 
 
 def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
-    """Tokens before and after self-attention (Figures 8 and 9): filled before, hollow after, centroids as crosses.
+    """Draw tokens before (filled) and after (hollow) self-attention, as in Figures 8 and 9; centroids are crosses.
 
     Args:
         planes: of one image or several, with both stages.
     """
     figure, axes = _panels(len(planes), 3.3, 3.4)
     numbers = list(dict.fromkeys(planes[0].images))
+    colors = ({"before": BEFORE, "after": AFTER}, {"before": "#009E73", "after": "#D55E00"})
     for axis, plane in zip(axes, planes, strict=True):
         owner, stage = np.array(plane.images), np.array(plane.stages)
-        for place, number in enumerate(numbers):
+        for number, marker, color_of in zip(numbers, "os", colors, strict=False):
             name = plane.classes[plane.images.index(number)]
-            for when in ("before", "after"):
-                color = (BEFORE, AFTER, "#009E73", "#D55E00")[2 * place + (when == "after")]
-                points = plane.points[(owner == number) & (stage == when)]
-                marker = "os"[place]
+            for when, color in color_of.items():
+                x, y = plane.points[(owner == number) & (stage == when)].T
                 face = color if when == "before" else "none"
-                style: dict[str, Any] = {
-                    "facecolors": face,
-                    "edgecolors": color,
-                    "linewidths": 0.8,
-                    "s": 13,
-                    "marker": marker,
-                }
-                axis.scatter(points[:, 0], points[:, 1], **style, label=_short(f"{name}, {when}", 30))
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "linewidths": 0.8, "s": 13}
+                axis.scatter(x, y, **style, marker=marker, label=_short(f"{name}, {when}", 30))
                 if len(numbers) > 1:
                     dark = "black" if when == "before" else "0.5"
-                    x, y = points.mean(axis=0)
-                    axis.scatter([x], [y], s=42, zorder=5, color=dark, marker="x", label=f"centroid {when}")
+                    axis.scatter(x.mean(), y.mean(), s=42, zorder=5, color=dark, marker="x", label=f"centroid {when}")
         _finish_plane(axis, plane)
     _points_legend(figure, axes[0], ncols=4 if len(planes) > 1 else 2)
     return figure
@@ -355,9 +308,7 @@ def before_after_figure(planes: Sequence[TokenPlane]) -> Figure:
 
 def _finish_plane(axis: Axes, plane: TokenPlane) -> None:
     layer = "final output" if plane.layer == "final" else f"layer {plane.layer}"
-    axis.set_title(f"{_short(plane.model)}\n{layer}")
-    axis.set_xticks([])
-    axis.set_yticks([])
+    axis.set(title=f"{_short(plane.model)}\n{layer}", xticks=[], yticks=[])
     if plane.explained is not None:
         axis.set_xlabel(f"PC 1 ({plane.explained[0]:.0%} of variance)")
         axis.set_ylabel(f"PC 2 ({plane.explained[1]:.0%})")
@@ -371,7 +322,7 @@ def _points_legend(figure: Figure, axis: Axes, ncols: int) -> None:
 
 
 def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) -> tuple[Figure, np.ndarray]:
-    """Axes of square images almost without gaps; row names on the left, a color bar's room on the right."""
+    """Return axes of square images almost without gaps: row names on the left, room for a color bar on the right."""
     side, left, right, bottom, top = 1.55, 1.35, 0.95, 0.1, 0.3 if titles else 0.1  # inches
     width, height = left + side * columns + right, bottom + side * len(row_names) + top
     figure = Figure(figsize=(width, height))
@@ -379,20 +330,14 @@ def _image_grid(row_names: Sequence[str], columns: int, titles: bool = False) ->
     axes = figure.subplots(len(row_names), columns, squeeze=False, gridspec_kw=box | {"wspace": 0.05, "hspace": 0.05})
     for row, name in zip(axes, row_names, strict=True):
         for axis in row:
-            axis.set(xticks=[], yticks=[])
-            for spine in axis.spines.values():
-                spine.set_visible(False)
-        _name_row(row[0], name)
+            axis.set(xticks=[], yticks=[], frame_on=False)
+        lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
+        row[0].set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
     return figure, axes
 
 
-def _name_row(axis: Axes, name: str) -> None:
-    lines = "\n".join(plot_text(line, 16) for line in name.split("\n"))
-    axis.set_ylabel(lines, rotation=0, ha="right", va="center", labelpad=6)
-
-
 def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str) -> Axes:
-    """The axis of a color bar right of the axes from `first` (top) to `last` (bottom)."""
+    """Return the axis of a color bar right of the axes from `first` (top) to `last` (bottom)."""
     top, bottom = first.get_position(), last.get_position()
     width = figure.get_figwidth()
     height = top.y1 - bottom.y0
@@ -401,7 +346,7 @@ def _bar_beside(figure: Figure, shown: Any, first: Axes, last: Axes, label: str)
 
 
 def attention_maps_figure(images: Sequence[np.ndarray], maps: Sequence[AttentionMaps]) -> Figure:
-    """Attention of a marked token: images in the first row, models in the others; all maps share one scale.
+    """Draw the attention of a marked token: images in the first row, then a row for each model; one scale for all.
 
     Args:
         images: `(size, size, 3)`, uint8.
@@ -428,7 +373,7 @@ def _mark_token(axis: Axes, query: tuple[int, int], side: float) -> None:
 
 
 def reconstructions_figure(parts: Sequence[Reconstructions]) -> Figure:
-    """Originals, masked images, every model's reconstructions, and the weights as a heat map, a column for each image.
+    """Draw a column for each image: original, masked, every model's reconstruction, and the weights as a heat map.
 
     Args:
         parts: of each model; originals, masks and weights are drawn for the first, and again where the size differs.
@@ -456,7 +401,7 @@ def keypoints_figure(
     maps: Mapping[str, np.ndarray],
     densities: Mapping[str, np.ndarray],
 ) -> Figure:
-    """A column for each detector: the image, its keypoints on it, their map F, and the density of it.
+    """Draw a column for each detector: the image, keypoints on it, keypoint map F, and keypoint density.
 
     Args:
         image: `(size, size, 3)`, uint8.
@@ -479,7 +424,7 @@ def keypoints_figure(
 
 
 def weight_grid_figure(image: np.ndarray, grid: Mapping[tuple[int, float], np.ndarray]) -> Figure:
-    """Weights of an image: a row for each cell size, a column for each temperature; all share one scale.
+    """Draw the weights of an image: a row for each cell size, a column for each temperature; all share one scale.
 
     Args:
         image: `(size, size, 3)`, uint8, shown in the first column.

@@ -10,7 +10,7 @@ LEAST_CHUNK = 8
 
 
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Linear centered kernel alignment of two representations (Kornblith et al. 2019, arXiv:1905.00414, Eq. 3).
+    """Return linear centered kernel alignment of two representations (Kornblith et al. 2019, arXiv:1905.00414, Eq. 3).
 
     `|Y^T X|^2 / (|X^T X| |Y^T Y|)` (Frobenius norms) of centered features. Biased towards 1 where there are not many
     more examples than dimensions; `MinibatchCka` is not.
@@ -27,7 +27,7 @@ def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def unbiased_hsic(grams: torch.Tensor) -> torch.Tensor:
-    """Unbiased Hilbert-Schmidt independence criterion of all pairs (Song et al. 2012, Eq. 4).
+    """Return the unbiased Hilbert-Schmidt independence criterion of all pairs (Song et al. 2012, Eq. 4).
 
     Args:
         grams: `(representations, n, n)`, symmetric Gram matrices of the same n >= 4 examples.
@@ -57,7 +57,7 @@ class MinibatchCka:
     def __init__(self, chunk_size: int = CHUNK_SIZE):
         self.chunk_size = chunk_size
         self._waiting: list[torch.Tensor] = []
-        self._hsic: torch.Tensor | None = None
+        self._hsic = torch.zeros(())
         self._count = 0
 
     def update(self, features: Sequence[torch.Tensor]) -> None:
@@ -77,12 +77,11 @@ class MinibatchCka:
         centered = [part - part.mean(dim=0) for part in chunk]
         # HSIC's scale cancels in CKA; a common one keeps wide layers from outweighing others in rounding
         hsic = unbiased_hsic(torch.stack([part @ part.T for part in centered]))
-        size = len(chunk[0])
-        self._hsic = size * hsic if self._hsic is None else self._hsic + size * hsic
-        self._count += size
+        self._hsic = self._hsic + len(chunk[0]) * hsic
+        self._count += len(chunk[0])
 
     def result(self) -> np.ndarray:
-        """`(representations, representations)`, float64, about [0, 1]: unbiased values can fall a little below 0.
+        """Return `(representations, representations)`, float64, in [0, 1]; unbiased values can be a little below 0.
 
         NaN for a representation that is the same for all images.
 
@@ -93,7 +92,7 @@ class MinibatchCka:
         if rest >= LEAST_CHUNK or (self._count == 0 and rest):
             self._add(self._waiting)
             self._waiting = [part[rest:] for part in self._waiting]
-        if self._hsic is None:
+        if self._count == 0:
             raise ValueError("CKA of no examples")
         own = self._hsic.diagonal()
         scale = torch.outer(own, own).sqrt()
@@ -101,7 +100,7 @@ class MinibatchCka:
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
-    """RankMe: the exponential of the entropy of the singular values (Garrido et al. 2023, arXiv:2210.02885, Eq. 1).
+    """Return RankMe: exp of the entropy of the singular values (Garrido et al. 2023, arXiv:2210.02885, Eq. 1).
 
     Args:
         singular_values: `(n,)`, >= 0, not all 0.
@@ -122,29 +121,24 @@ class GramAccumulator:
 
     def __init__(self):
         self.num_rows = 0
-        self._gram: torch.Tensor | None = None
-        self._sum: torch.Tensor | None = None
+        self._gram = self._sum = torch.zeros(())
 
     def update(self, rows: torch.Tensor) -> None:
         """Add rows `(num_rows, dimension)`."""
         rows = rows.detach()
         # float64 is not everywhere: mps has none
         rows = (rows.cpu() if rows.device.type == "mps" else rows).double()
-        gram, total = (rows.T @ rows).cpu(), rows.sum(dim=0).cpu()
-        if self._gram is None or self._sum is None:
-            self._gram, self._sum = gram, total
-        else:
-            self._gram += gram
-            self._sum += total
+        self._gram = self._gram + (rows.T @ rows).cpu()
+        self._sum = self._sum + rows.sum(dim=0).cpu()
         self.num_rows += len(rows)
 
     def singular_values(self, centered: bool = False) -> np.ndarray:
-        """`(dimension,)`, float64, >= 0, descending.
+        """Return the singular values `(dimension,)`, float64, >= 0, descending.
 
         Args:
             centered: take the mean row off first; as it is, RankMe counts the mean as one direction, often the largest.
         """
-        if self._gram is None or self._sum is None:
+        if self.num_rows == 0:
             raise ValueError("singular values of no rows")
         gram = self._gram
         if centered:

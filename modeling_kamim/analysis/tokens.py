@@ -6,18 +6,17 @@ import numpy as np
 
 from ..errors import InputError
 
-PERPLEXITY = 30.0
+PERPLEXITY = 30.0  # about how many neighbors count; at most a third of the tokens
 
 
-def tsne(tokens: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> np.ndarray:
-    """t-SNE of tokens, started from their principal components (van der Maaten and Hinton 2008).
+def tsne(tokens: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Return t-SNE of tokens, started from their principal components (van der Maaten and Hinton 2008).
 
     Distances between clusters and their sizes mean nothing in it; only who is near whom does.
 
     Args:
         tokens: `(num_tokens, dimension)`, at least 4 tokens.
-        seed: of the optimisation.
-        perplexity: about how many neighbors count; at most a third of the tokens.
+        seed: of the optimization.
 
     Returns:
         `(num_tokens, 2)`, float32.
@@ -25,16 +24,15 @@ def tsne(tokens: np.ndarray, seed: int = 0, perplexity: float = PERPLEXITY) -> n
     Raises:
         InputError: if scikit-learn is missing.
     """
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise _missing_scikit_learn() from error
-    perplexity = min(perplexity, (len(tokens) - 1) / 3)
+    check_scikit_learn()
+    from sklearn.manifold import TSNE
+
+    perplexity = min(PERPLEXITY, (len(tokens) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(np.asarray(tokens, np.float32))
 
 
 def pca(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two principal components of tokens.
+    """Return the two principal components of tokens.
 
     Args:
         tokens: `(num_tokens, dimension)`, at least 2 of each.
@@ -45,16 +43,15 @@ def pca(tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         InputError: if scikit-learn is missing.
     """
-    try:
-        from sklearn.decomposition import PCA
-    except ImportError as error:
-        raise _missing_scikit_learn() from error
+    check_scikit_learn()
+    from sklearn.decomposition import PCA
+
     fitted = PCA(n_components=2, svd_solver="full")
     return fitted.fit_transform(np.asarray(tokens, np.float64)), fitted.explained_variance_ratio_
 
 
 def pca_together(groups: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Principal components of several groups of tokens, fitted to all of them, so that they share one plane.
+    """Return principal components of several groups of tokens, fitted to all of them: they share one plane.
 
     Args:
         groups: `(num_tokens, dimension)` each.
@@ -67,7 +64,7 @@ def pca_together(groups: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.nda
 
 
 def relative_spread(tokens: np.ndarray) -> float:
-    """How much tokens differ, whatever their scale: root mean square distance from their centroid over that from 0.
+    """Return how much tokens differ at any scale: root mean square distance from their centroid over that from 0.
 
     Args:
         tokens: `(num_tokens, dimension)`.
@@ -81,7 +78,7 @@ def relative_spread(tokens: np.ndarray) -> float:
 
 
 def neighbor_agreement(tokens: np.ndarray, classes: Sequence[str], images: Sequence[int]) -> tuple[float, float]:
-    """How often a token's nearest token of another image (cosine) is of its class, and how often by chance.
+    """Return how often a token's nearest token of another image (cosine) is of its class, and how often by chance.
 
     Args:
         tokens: `(num_tokens, dimension)`.
@@ -106,11 +103,7 @@ def check_scikit_learn() -> None:
     try:
         import sklearn  # noqa: F401
     except ImportError as error:
-        raise _missing_scikit_learn() from error
-
-
-def _missing_scikit_learn() -> InputError:
-    return InputError(
-        "t-SNE and PCA need scikit-learn, which is not installed: pip install 'modeling-kamim[analysis]', or leave "
-        "tsne and pca out of --analyses"
-    )
+        raise InputError(
+            "t-SNE and PCA need scikit-learn, which is not installed: pip install 'modeling-kamim[analysis]', or leave "
+            "tsne and pca out of --analyses"
+        ) from error

@@ -23,7 +23,7 @@ def comparison_figure(
     mean: list[float],
     std: list[float],
 ) -> Figure:
-    """Reconstructions of the same images by several models, as in Figure 2 of arXiv:2407.13873.
+    """Draw reconstructions of the same images by several models, as in Figure 2 of arXiv:2407.13873.
 
     A column for each image; rows of originals, of masked images, and of each model's reconstructions (visible pixels
     kept), with their names on the left.
@@ -55,7 +55,7 @@ def comparison_figure(
 def confusion_figure(
     confusion: Sequence[Sequence[int]] | np.ndarray, class_names: Sequence[str], title: str = ""
 ) -> Figure:
-    """Heat map of where the images of each class go.
+    """Draw a heat map of where the images of each class go.
 
     Every row sums to 1; the colors follow the square root, so that rare confusions show; the rows of classes without
     images are sand-colored.
@@ -89,7 +89,7 @@ def confusion_figure(
 
 
 def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], chance: float) -> Figure:
-    """Accuracy by layer, a line for each model or protocol, and chance.
+    """Draw accuracy by layer, a line for each model or protocol, and chance.
 
     Args:
         series: from a name to layers and their accuracies in [0, 1]; layers of equal name share a place.

@@ -32,11 +32,11 @@ ENCODERS: dict[str, tuple[Any, dict[str, Any]]] = {
 def build_classifier(
     args: ClassificationArguments, class_names: list[str] | None = None, attn_implementation: str = "sdpa"
 ) -> PreTrainedModel:
-    """Encoder of a checkpoint (or random weights) under a new linear layer.
+    """Return the encoder of a checkpoint (or random weights) under a new linear layer.
 
-    ViT: mean of the patch tokens of `args.layer`; the blocks behind it are not loaded. The last block is read behind
-    the encoder's own LayerNorm, inner blocks are read as they are. Swin: mean of the last stage's tokens.
-    For a linear probe the encoder is frozen and its dropouts are off.
+    ViT: mean of the patch tokens of `args.layer`; later blocks are not loaded. The last block is read behind the
+    encoder's own LayerNorm, inner blocks as they are. Swin: mean of the last stage's tokens. For a linear probe the
+    encoder is frozen and its dropouts are off.
 
     Raises:
         InputError: if the checkpoint is not a ViT or Swin, or does not fit `args.image_size` or `args.layer`.
@@ -61,7 +61,7 @@ def build_classifier(
 
 
 def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig | SwinConfig:
-    """Config of the classifier that `args` describe; for the errors see `build_classifier`."""
+    """Return the config of the classifier that `args` describe; for the errors see `build_classifier`."""
     config = encoder_config(args)
     if args.drop_path is not None and isinstance(config, SwinConfig):
         config.drop_path_rate = args.drop_path
@@ -83,7 +83,7 @@ def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig
 
 
 def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
-    """Config of the whole encoder that `args` name, at the image size that they ask for."""
+    """Return the config of the whole encoder that `args` name, at the image size that they ask for."""
     if args.model_name_or_path is None:
         return build_config(args.model_type, args.model_size, args.image_size or 192)
     try:

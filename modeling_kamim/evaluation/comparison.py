@@ -64,7 +64,7 @@ def compare_reconstructions(
 
 
 def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
-    """Validation images, or training images where there are none, and the name of their column."""
+    """Return validation images, or training images where there are none, and the name of their column."""
     splits = load_images(
         data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
     )
@@ -122,7 +122,7 @@ class _ScoredModel:
 
     @torch.no_grad()
     def reconstruct(self) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """A few images with their masks, and what the model makes of them."""
+        """Return a few images with their masks, and the model's reconstructions."""
         places = [len(self.samples) * number // NUM_SHOWN for number in range(NUM_SHOWN)]
         batch = self.prepare(default_collate([self.samples[place] for place in places]))
         return batch, self.model(**batch).reconstruction

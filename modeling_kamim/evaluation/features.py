@@ -1,5 +1,6 @@
 """Compute features of frozen encoders once for a whole data set."""
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class FeatureDataset(torch.utils.data.Dataset):
     Args:
         features: `(num_images, ...)`, float32.
         labels: `(num_images,)`, int64.
-        content: what tells the images from others; features themselves differ in rounding between machines.
+        content: identifies the images; the features themselves differ in rounding between machines.
     """
 
     features: torch.Tensor
@@ -50,7 +51,7 @@ class ClassificationHead(nn.Module):
             self.norm, self.head = classifier.norm, classifier.head
 
     def forward(self, features: torch.Tensor) -> dict[str, torch.Tensor]:
-        """logits `(batch_size, num_labels)` for features `(batch_size, dimension)`."""
+        """Return logits `(batch_size, num_labels)` for features `(batch_size, dimension)`."""
         return {"logits": self.head(self.norm(features))}
 
 
@@ -72,7 +73,7 @@ class PooledFeatures(nn.Module):
 
 
 def evaluation_loader(trainer: PixelTrainer, dataset: torch.utils.data.Dataset) -> DataLoader:
-    """Loader of a data set in order, shared by the processes; the Trainer's own are cached, whatever the data set."""
+    """Return a loader of a data set in order, shared by the processes. Trainer would give its loader of another one."""
     loader = DataLoader(
         dataset,
         batch_size=trainer.args.eval_batch_size,
@@ -83,10 +84,27 @@ def evaluation_loader(trainer: PixelTrainer, dataset: torch.utils.data.Dataset) 
 
 
 @torch.no_grad()
+def feature_batches(
+    trainer: PixelTrainer, encoder: Callable[[torch.Tensor], torch.Tensor], batches: Iterable[dict[str, torch.Tensor]]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield features, float32, and labels of the same batch of every process, on the device.
+
+    Args:
+        trainer: for its device, precision and normalization.
+        encoder: from normalized pixels to features.
+        batches: of `evaluation_loader`, with pixel_values and labels.
+    """
+    for batch in batches:
+        batch = prepare_batch(batch, trainer.processing_class, trainer.args.device)
+        with trainer.accelerator.autocast():
+            features = encoder(batch["pixel_values"])
+        yield trainer.accelerator.gather_for_metrics((features.float(), batch["labels"]))
+
+
 def extract_features(
     trainer: PixelTrainer, encoder: nn.Module, dataset: torch.utils.data.Dataset, description: str
 ) -> FeatureDataset:
-    """Features of a whole data set, over all processes and in the trainer's precision.
+    """Return features of a whole data set, over all processes and in the trainer's precision.
 
     Args:
         trainer: for its loader, device, precision and normalization.
@@ -98,21 +116,16 @@ def extract_features(
         InputError: if a feature is not finite.
     """
     encoder = encoder.to(trainer.args.device).eval()
-    features, labels = [], []
     loader = evaluation_loader(trainer, dataset)
-    for batch in tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero()):
-        batch = prepare_batch(batch, trainer.processing_class, trainer.args.device)
-        with trainer.accelerator.autocast():
-            pooled = encoder(batch["pixel_values"])
-        pooled, classes = trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
-        features.append(pooled.cpu())
-        labels.append(classes.cpu())
+    batches = tqdm(loader, desc=description, unit="batch", disable=not trainer.is_local_process_zero())
+    found = ((part.cpu(), classes.cpu()) for part, classes in feature_batches(trainer, encoder, batches))
+    features, labels = zip(*found, strict=True)
     content = getattr(dataset, "content", "")
     return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels), content)
 
 
 def check_finite_features(features: torch.Tensor) -> torch.Tensor:
-    """The features `(num_images, ...)` as they are.
+    """Return the features `(num_images, ...)` as they are.
 
     Raises:
         InputError: if there is NaN or infinity in them, which every classifier would take for some class.

@@ -25,7 +25,7 @@ _NEVER_DECAYED = ("bias", "cls_token", "mask_token", "position_embeddings", "rel
 def check_sharding(
     args: TrainingArguments, ema_decay: float | None = None, layer_decay: float = 1.0, is_linear_probe: bool = False
 ) -> None:
-    """Stop what FSDP and DeepSpeed, which hold parameters or optimizer states in shards, cannot do.
+    """Stop what FSDP and DeepSpeed cannot do: they hold parameters or optimizer states in shards.
 
     Raises:
         InputError: for an average of the weights, a linear probe, or layer-wise rates of flattened parameters.
@@ -43,7 +43,7 @@ def check_sharding(
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Parameter groups of an optimizer, with a learning rate that falls from the head to the embeddings.
+    """Return parameter groups of an optimizer, with a learning rate that falls from the head to the embeddings.
 
     The rate is `learning_rate * layer_decay ** (L + 1 - layer)`: layer 0 are the embeddings, 1 to L the blocks (of Swin
     those of all stages, a stage's downsampling with its last block), L + 1 norm and head, as in the code of BEiT
@@ -82,7 +82,7 @@ def parameter_groups(
 
 
 def _layers(model: nn.Module) -> list[list[nn.Module]]:
-    """Embeddings and blocks; the rest of the classifier is the layer behind them."""
+    """Return embeddings and blocks; the rest of the classifier is the layer behind them."""
     if isinstance(model, KamimViTForImageClassification):
         return [[model.encoder.embeddings], *([block] for block in model.encoder.layers)]
     if not isinstance(model, SwinForImageClassification):

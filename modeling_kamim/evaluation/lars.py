@@ -9,7 +9,7 @@ from ..errors import InputError
 
 
 def lars(learning_rate: float) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
-    """timm's LARS and its settings, those of MAE's linear probe.
+    """Return timm's LARS and its settings, those of MAE's linear probe.
 
     Raises:
         InputError: if timm is not installed.
@@ -24,9 +24,9 @@ def lars(learning_rate: float) -> tuple[type[torch.optim.Optimizer], dict[str, A
 
 
 def lars_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for timm's LARS: as in MAE's code, it adapts the rate of matrices and leaves that of vectors.
+    """Return parameter groups for timm's LARS: it adapts the rates of matrices, not of vectors, as MAE's code does.
 
-    By itself timm's adapts no rate where there is no weight decay, and is plain SGD.
+    Without `always_adapt` timm's LARS is plain SGD where there is no weight decay.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return [

@@ -46,23 +46,15 @@ class ClassificationMetrics(evaluate.Metric):
         }
 
 
-def bootstrap_interval(hits: np.ndarray, share: float = 0.95, seed: int = 0) -> list[float]:
-    """Percentile bootstrap interval of a mean.
-
-    Args:
-        hits: `(num_images,)`, bool.
-        share: of the resampled means that lie inside.
-
-    Returns:
-        Its lower and upper end.
-    """
+def bootstrap_interval(hits: np.ndarray) -> list[float]:
+    """Return the ends of the 95% percentile bootstrap interval of the mean of `hits`, `(num_images,)`, bool."""
     # A resample of 0s and 1s has a binomial number of 1s: the same distribution as drawing images with replacement.
-    counts = np.random.default_rng(seed).binomial(len(hits), hits.mean(), NUM_RESAMPLES)
-    return np.quantile(counts / len(hits), [(1 - share) / 2, (1 + share) / 2]).tolist()
+    counts = np.random.default_rng(0).binomial(len(hits), hits.mean(), NUM_RESAMPLES)
+    return np.quantile(counts / len(hits), [0.025, 0.975]).tolist()
 
 
 def best_classes(logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-    """`(batch_size, k)` indices of the best classes, best first: what is kept of the logits in an evaluation.
+    """Return the best classes, `(batch_size, k)`, int64, best first: all that an evaluation keeps of the logits.
 
     Raises:
         StoppedError: if a logit is not finite: its class would be chance.
@@ -75,7 +67,7 @@ def best_classes(logits: torch.Tensor, labels: torch.Tensor | None = None) -> to
 
 
 def classification_metrics(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> dict:
-    """What `ClassificationMetrics` computes."""
+    """Return what `ClassificationMetrics` computes."""
     result = ClassificationMetrics().compute(predictions=predictions, references=references, num_classes=num_classes)
     assert result is not None
     return result

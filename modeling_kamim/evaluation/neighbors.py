@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+NUM_NEIGHBORS, TEMPERATURE = 20, 0.07
+
 
 @torch.no_grad()
 def nearest_neighbors(
@@ -10,10 +12,10 @@ def nearest_neighbors(
     labels: torch.Tensor,
     validation_features: torch.Tensor,
     num_classes: int,
-    num_neighbors: int = 20,
-    temperature: float = 0.07,
+    num_neighbors: int = NUM_NEIGHBORS,
+    temperature: float = TEMPERATURE,
 ) -> torch.Tensor:
-    """Weighted k nearest neighbors by cosine, as in DINO (arXiv:2104.14294): votes weigh exp(cosine / temperature).
+    """Let the k nearest neighbors vote, as in DINO (arXiv:2104.14294); a vote weighs exp(cosine / temperature).
 
     Args:
         features: `(num_images, dimension)`, float.
@@ -22,7 +24,7 @@ def nearest_neighbors(
         num_neighbors: k; at most all images vote.
 
     Returns:
-        `(num_validation_images, num_classes)`: the votes for each class.
+        `(num_validation_images, num_classes)`, float32: the votes for each class.
     """
     features, validation_features = features.contiguous(), validation_features.contiguous()
     features = nn.functional.normalize(features, dim=1)

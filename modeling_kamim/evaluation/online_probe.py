@@ -12,9 +12,8 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
 from ..models.backbone import Backbone
-from ..training.batches import prepare_batch
 from ..training.trainer import PixelTrainer
-from .features import FeatureDataset, check_finite_features, evaluation_loader
+from .features import FeatureDataset, check_finite_features, evaluation_loader, feature_batches
 from .neighbors import nearest_neighbors
 from .probing import LinearProbe, probe
 from .protocols import PROBED_BLOCK
@@ -25,9 +24,9 @@ RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
 class OnlineProbe(TrainerCallback):
     """Logs `probe_top1` and `knn_top1`, in [0, 1], of a labelled data set while a model is pretrained.
 
-    They are scored with the weights of that step, every `probe_steps` optimizer steps and after the last one. Training
-    does not notice: no random generator, no weight and no mode of a module is other than without the probe, and the
-    time is left out of `images_per_second`. Processes share the images and then all train the same small probe.
+    They are scored with the weights of that step, every `probe_steps` optimizer steps and after the last one. The
+    training is the same without the probe: random generators, weights and modes of modules stay as they are, and
+    `images_per_second` leaves out the time. Processes share the images, and then all train the same small probe.
 
     Features are the means of the patch tokens, of ViT of one block (the last one behind the encoder's LayerNorm), of
     Swin of the last stage: those of `kamim evaluate --mode linear_probe`.
@@ -40,7 +39,6 @@ class OnlineProbe(TrainerCallback):
         probe_steps: optimizer steps from one score to the next.
         layer: block of a ViT, from 1; by default block 8, or the last one of a shallower model.
         recipe: of the linear probe.
-        num_neighbors, temperature: of the nearest neighbors.
 
     Raises:
         InputError: if there are no images, or a number is out of range.
@@ -55,8 +53,6 @@ class OnlineProbe(TrainerCallback):
         probe_steps: int,
         layer: int | None = None,
         recipe: LinearProbe = RECIPE,
-        num_neighbors: int = 20,
-        temperature: float = 0.07,
     ):
         if probe_steps < 1:
             raise InputError(f"probe_steps is {probe_steps}; it must be 1 or more")
@@ -65,8 +61,6 @@ class OnlineProbe(TrainerCallback):
         self.probe_steps = probe_steps
         self.layer = layer_index(_unwrapped(trainer), layer)
         self.recipe = recipe
-        self.num_neighbors = num_neighbors
-        self.temperature = temperature
         if 0 in (len(train_dataset), len(validation_dataset)):  # type: ignore[arg-type]
             raise InputError("the online probe has no images; it needs training and validation images with labels")
         self._loaders = [evaluation_loader(trainer, dataset) for dataset in (train_dataset, validation_dataset)]
@@ -80,7 +74,7 @@ class OnlineProbe(TrainerCallback):
             self._log_scores(state, control)
 
     def on_epoch_end(self, args, state, control, **kwargs):
-        """After the last step of a run that another callback stops."""
+        # the last step of a run that another callback stops
         if control.should_training_stop:
             self._log_scores(state, control)
 
@@ -94,38 +88,26 @@ class OnlineProbe(TrainerCallback):
         control.should_log = should_log  # `log` takes the wish back, and the loss of this step would go missing
 
     def score(self) -> dict[str, float]:
-        """`probe_top1` and `knn_top1` of the model as it is now."""
+        """Return `probe_top1` and `knn_top1` of the model as it is now, in [0, 1]."""
         model = _unwrapped(self.trainer)
         with _undisturbed(model, self.trainer.args.device):
             backbone = Backbone(model.base_model).eval()
             train, validation = (self._features(backbone, loader) for loader in self._loaders)
             logits = probe(self.recipe, train.features, train.labels, validation.features, self.num_classes).logits[0]
-            votes = nearest_neighbors(
-                train.features[:, 0],
-                train.labels,
-                validation.features[:, 0],
-                self.num_classes,
-                self.num_neighbors,
-                self.temperature,
-            )
-        return {f"{name}_top1": _accuracy(x, validation.labels) for name, x in (("probe", logits), ("knn", votes))}
+            features, queries = train.features[:, 0], validation.features[:, 0]
+            votes = nearest_neighbors(features, train.labels, queries, self.num_classes)
+        hits = {"probe_top1": logits.argmax(dim=1), "knn_top1": votes.argmax(dim=1)}
+        return {name: (found == validation.labels).float().mean().item() for name, found in hits.items()}
 
-    @torch.no_grad()
     def _features(self, backbone: Backbone, loader: DataLoader) -> FeatureDataset:
-        """Features `(num_images, 1, dimension)` of all processes' images, on the device."""
-        features, labels = [], []
-        for batch in loader:
-            batch = prepare_batch(batch, self.trainer.processing_class, self.trainer.args.device)
-            with self.trainer.accelerator.autocast():
-                pooled = backbone(batch["pixel_values"])[:, self.layer, None]
-            pooled, classes = self.trainer.accelerator.gather_for_metrics((pooled.float(), batch["labels"]))
-            features.append(pooled)
-            labels.append(classes)
+        """Return features `(num_images, 1, dimension)` of all processes' images, on the device."""
+        batches = feature_batches(self.trainer, lambda pixels: backbone(pixels)[:, self.layer, None], loader)
+        features, labels = zip(*batches, strict=True)
         return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels))
 
 
 def layer_index(model: PreTrainedModel, layer: int | None) -> int:
-    """Where a `Backbone` has the features of a block of a ViT, counted from 1, or of the last stage of a Swin.
+    """Return where a `Backbone` has the features of a block of a ViT, from 1, or of the last stage of a Swin.
 
     Raises:
         InputError: if the model has no such block.
@@ -139,10 +121,6 @@ def layer_index(model: PreTrainedModel, layer: int | None) -> int:
 
 def _unwrapped(trainer: PixelTrainer) -> PreTrainedModel:
     return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-
-
-def _accuracy(scores: torch.Tensor, labels: torch.Tensor) -> float:
-    return (scores.argmax(dim=1) == labels).float().mean().item()
 
 
 @contextmanager

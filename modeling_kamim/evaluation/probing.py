@@ -87,7 +87,7 @@ def probe(
 
 
 def split_by_class(labels: torch.Tensor, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row numbers of two parts of a data set; the second has the share of every class, rounded to whole images.
+    """Return row numbers of two parts of a data set; the second has the share of every class, in whole images.
 
     A class of a single image stays in the first part.
     """
@@ -122,7 +122,7 @@ class Probes(nn.Module):
         self.weights = nn.Parameter(torch.zeros(shape, device=features.device))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits `(num_images, rates, num_classes)`."""
+        """Return logits `(num_images, rates, num_classes)`."""
         standardized = (features - self.mean) * self.scale
         weights = self.rates * self.weights
         logits = torch.addmm(weights[-1].flatten(), standardized, weights[:-1].flatten(1))

@@ -28,7 +28,7 @@ class Protocol:
 
     Args:
         title: in reports.
-        layer: ViT block whose tokens are read, from 1, or the last where the encoder has fewer; None for the last.
+        layer: ViT block whose tokens are read, from 1; the last one for None, or where the encoder has fewer.
         augmentation: of the training images.
         pooled_norm: between features and linear layer.
         optimizer: "lars"; None for that of `--optim`.

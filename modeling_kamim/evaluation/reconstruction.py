@@ -37,7 +37,7 @@ def score_reconstructions(
     std: Sequence[float],
     gather: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores,
 ) -> dict[str, Any]:
-    """Scores of a model over a data set; only the scores of a batch are kept.
+    """Return scores of a model over a data set; of a batch only the scores are kept.
 
     Args:
         model: put into evaluation mode.
@@ -64,7 +64,7 @@ def score_reconstructions(
 
 
 def summarize(scores: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Means over images, ready for JSON.
+    """Return means over images, ready for JSON.
 
     Args:
         scores: of `score_images`, `(num_images,)` each.
@@ -86,7 +86,7 @@ def score_images(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[str, np.ndarray]:
-    """Scores of every image of a batch.
+    """Return scores of every image of a batch.
 
     Args:
         reconstruction: `(batch_size, channels, height, width)`, a model's output.
@@ -118,7 +118,7 @@ def score_images(
 
 
 def paper_scores(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
-    """Squared error, PSNR and SSIM over all pixels of an image.
+    """Return squared error, PSNR and SSIM over all pixels of an image.
 
     scikit-image leaves the outermost 5 px out of the mean of SSIM, where its window reaches over the edge.
 
@@ -134,7 +134,7 @@ def paper_scores(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
 
 
 def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """PSNR and SSIM over the masked pixels of an image, of a reconstruction and of the visible pixels' mean.
+    """Return PSNR and SSIM over an image's masked pixels, of a reconstruction and of the visible pixels' mean color.
 
     Args:
         original: `(channels, height, width)`, float, in [0, 1].
@@ -151,13 +151,13 @@ def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) ->
 
 
 def pixel_mask(bool_masked_pos: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """`(batch_size, height, width)` bool mask of pixels for a square `(batch_size, num_patches)` mask of patches."""
+    """Return a mask of pixels `(batch_size, height, width)`, bool, for masked patches `(batch_size, num_patches)`."""
     side = math.isqrt(bool_masked_pos.shape[1])
     return upsample(bool_masked_pos.bool().unflatten(1, (side, side)), height, width)
 
 
 def normalized_range(mean: Sequence[float], std: Sequence[float]) -> float:
-    """Largest minus smallest value that pixels in [0, 1] can take when they are normalized."""
+    """Return the largest minus the smallest value that pixels in [0, 1] can take when they are normalized."""
     low, high = -np.asarray(mean) / std, (1 - np.asarray(mean)) / std
     return float(high.max() - low.min())
 
@@ -172,7 +172,7 @@ def _psnr(target: np.ndarray, output: np.ndarray) -> float:
 
 
 def _ssim(target: np.ndarray, output: np.ndarray) -> tuple[float, np.ndarray]:
-    """SSIM of two images `(channels, height, width)` of data range 1, and its map, of their shape."""
+    """Return SSIM of two images `(channels, height, width)` of data range 1, and its map, of their shape."""
     return structural_similarity(
         target,
         output,
@@ -191,7 +191,7 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
 
 
 def _pooled_psnr(mean: float, standard_error: float | None) -> dict[str, Any]:
-    """PSNR of a mean squared error; its standard error to first order in that of the squared error."""
+    """Return PSNR of a mean squared error, and its standard error, to first order in that of the squared error."""
     mean = max(mean, 10 ** (-MAX_PSNR / 10))
     error = None if standard_error is None else 10 / math.log(10) * standard_error / mean
     return {"mean": -10 * math.log10(mean), "standard_error": error}

@@ -1,4 +1,4 @@
-"""results.json: what an evaluation measured, and where its figures come from.
+"""Write and read results.json: what an evaluation measured, and where its figures come from.
 
 A result is one flat dictionary; None where a field does not apply:
 
@@ -8,8 +8,8 @@ A result is one flat dictionary; None where a field does not apply:
 - top1, top5, top1_interval, loss, per_class, confusion, wall_time (seconds), chosen_learning_rate: what came out;
   accuracies in [0, 1]
 - provenance: what `provenance` gives
-- rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what a row leaves out is
-  that of the whole
+- rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what all of them share
+  stands beside `rows`
 """
 
 import hashlib
@@ -54,12 +54,11 @@ def provenance(
     config: PreTrainedConfig,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Where a result comes from; without paths, names of users or machines.
+    """Return where a result comes from; without paths, names of users or machines.
 
     Args:
         dataset_name: as given; None for the embedded photographs.
-        train_images, validation_images: as loaded, before anything is drawn from them: their fingerprints must not
-            depend on the seed.
+        train_images, validation_images: as loaded; fingerprints of drawn images would depend on the seed.
         checkpoint: as given, directory or Hub id; None for random weights.
         config: of the whole encoder, not of a classifier that reads its first blocks.
         device: of the evaluation.
@@ -88,7 +87,7 @@ def provenance(
 
 
 def weights_sha256(directory: Path) -> str | None:
-    """Hexadecimal SHA-256 of `model.safetensors` (of its parts in order, where it is in parts); None if not there."""
+    """Return the hexadecimal SHA-256 of `model.safetensors`, or of its parts in order; None if it is not there."""
     whole = directory / "model.safetensors"
     files = [whole] if whole.is_file() else sorted(directory.glob("model-*-of-*.safetensors"))
     if not files:
@@ -109,7 +108,7 @@ def _hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
 
 
 def model_figures(config: PreTrainedConfig) -> dict[str, Any]:
-    """`model_type, hidden_size, depth, patch_size, parameters` (of the encoder, without pooler); None if unknown."""
+    """Return `model_type, hidden_size, depth, patch_size, parameters` (without the pooler's); None if unknown."""
     depths = getattr(config, "depths", None)
     return {
         "model_type": config.model_type,
@@ -130,7 +129,7 @@ def _num_parameters(config: PreTrainedConfig) -> int | None:
 
 
 def source_commit(file: Path) -> str | None:
-    """`git describe --always --dirty` of the checkout that tracks a file; None without git or outside a checkout."""
+    """Return `git describe --always --dirty` of the checkout that tracks a file; None without git or a checkout."""
     git = ["git", "--no-optional-locks", "-C", str(file.parent)]
     try:
         for arguments in (["ls-files", "--error-unmatch", file.name], ["describe", "--always", "--dirty"]):
@@ -141,7 +140,7 @@ def source_commit(file: Path) -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """Model of the GPU or of the CPU."""
+    """Return the model of the GPU or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
@@ -166,7 +165,7 @@ def write_results(file: Path, results: Mapping[str, Any]) -> None:
 
 
 def _to_json(value: Any, indent: str = "\n") -> str:
-    """JSON whose lists of numbers are single lines: a row of a confusion matrix is one line."""
+    """Return JSON whose lists of numbers are single lines: a row of a confusion matrix is one line."""
     inner = indent + "  "
     if isinstance(value, dict) and value:
         items = [f"{json.dumps(key)}: {_to_json(value[key], inner)}" for key in sorted(value)]
@@ -177,13 +176,13 @@ def _to_json(value: Any, indent: str = "\n") -> str:
 
 
 def result_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a result, each with what it shares with the others; a result without rows is one row."""
+    """Return the rows of a result, each with what all of them share; a result without rows is one row."""
     shared = {key: value for key, value in results.items() if key != "rows"}
     return [{**shared, **row} for row in results.get("rows") or [{}]]
 
 
 def read_results(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results.json; what is none of this package's is left out with a warning."""
+    """Return the rows of a results.json; rows that this package did not write are left out with a warning."""
     found = _read_json(file)
     try:
         rows = result_rows(found)
@@ -197,7 +196,7 @@ def read_results(file: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    """A JSON object; empty, with a warning, where the file holds none."""
+    """Return a JSON object; an empty one, with a warning, where the file holds none."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(found, dict):
@@ -222,12 +221,12 @@ def _is_reconstruction(row: Mapping[str, Any]) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of a results.json can be an accuracy, a loss or a count."""
+    """Return whether a value of a results.json can be an accuracy, a loss or a count."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def checkpoint_rows(folders: Iterable[Path], checkpoint: Path) -> list[dict[str, Any]]:
-    """Results of a checkpoint: the rows of every results.json below some folders that were measured on its weights.
+    """Return the rows of every results.json below some folders that were measured on a checkpoint's weights.
 
     In its own directory are a classifier's results (whose provenance is that of the encoder it began with), and the
     masked L1 of pretraining's validation images.
@@ -256,12 +255,12 @@ def _pretraining_rows(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 def summarize_seeds(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row for all that differ only in their seed and in what was measured, in the order of their first.
+    """Merge rows that differ only in their seed and in what was measured, in the order of their first.
 
     top1, top5 and loss become means, beside their standard deviations (ddof=1) top1_std, top5_std and loss_std; None
     where one of the values or, for the deviation, a second seed is missing. num_seeds and seeds are added. What cannot
-    be averaged (interval, classes, confusion) is left out for several seeds. Of a seed that was run again, unchanged,
-    the latest run counts: it is no second sample.
+    be averaged (interval, classes, confusion) is left out for several seeds. Where a seed was run again with the same
+    settings, only the latest run counts.
     """
     groups: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:

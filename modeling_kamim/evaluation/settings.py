@@ -36,7 +36,7 @@ class OnlineProbeArguments:
         self.probe_steps(1)
 
     def probe_steps(self, steps_per_epoch: int) -> int | None:
-        """Optimizer steps between two scores; None where there are none."""
+        """Return the optimizer steps between two scores; None for no scores."""
         if self.probe_every in (None, "epoch"):
             return steps_per_epoch if self.probe_every else None
         if not self.probe_every.isdigit() or int(self.probe_every) < 1:
@@ -60,10 +60,10 @@ class ClassificationArguments:
     protocol: Literal["paper", "paper_layernorm", "mae", "cached", "knn"] = field(
         default="paper",
         metadata={
-            "help": "Linear probe: the paper's; with its LayerNorm (Table 5); MAE's (BatchNorm, crop and flip, LARS, "
-            "last block, without a last batch that is smaller); on features computed once, several learning rates side "
-            "by side, with nearest neighbors (cached); or nearest neighbors alone (knn). Each brings its learning "
-            "rate, weight decay and length."
+            "help": "paper: the paper's linear probe; paper_layernorm: with its LayerNorm (Table 5); mae: MAE's linear "
+            "probe (BatchNorm, crop and flip, LARS, last block, without a last batch that is smaller); cached: on "
+            "features computed once, several learning rates side by side, and nearest neighbors; knn: nearest "
+            "neighbors alone. Each brings its learning rate, weight decay and length."
         },
     )
     model_name_or_path: str | None = field(
@@ -105,7 +105,8 @@ class ClassificationArguments:
         metadata={"help": "Train on this share of the labels, equally many of every class (0.01 and 0.1 are usual)."},
     )
     seeds: list[int] = field(
-        default_factory=list, metadata={"help": "Repeat for these seeds; results.json holds mean and deviation too."}
+        default_factory=list,
+        metadata={"help": "Repeat for these seeds; results.json has a row for each, the report means."},
     )
     augmentation: Literal["auto", "none", "paper", "strong", "crop_flip"] = field(
         default="auto",
@@ -157,6 +158,10 @@ class ClassificationArguments:
     def recipe(self) -> Protocol:
         """What the protocol settles."""
         return PROTOCOLS[self.protocol_name]
+
+    @property
+    def has_several_seeds(self) -> bool:
+        return len(self.seeds) > 1
 
     @property
     def trains_on_features(self) -> bool:

@@ -1,4 +1,4 @@
-"""Cards: the README.md of a pretrained encoder, of a classifier, and of a prepared data set."""
+"""Write cards: the README.md of a pretrained encoder, of a classifier, and of a prepared data set."""
 
 import logging
 import re
@@ -44,7 +44,7 @@ class Run:
 def pretraining_card(
     run: Run, config: PreTrainedConfig, log: Sequence[Mapping[str, Any]] = (), batch_size: int | None = None
 ) -> ModelCard:
-    """Card of a pretrained encoder; without a log, the card of a run that has not begun.
+    """Return the card of a pretrained encoder; without a log, the card of a run that has not begun.
 
     Args:
         config: of the model, with the objective's settings in `config.kamim`.
@@ -73,7 +73,7 @@ def pretraining_card(
 
 
 def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str | None) -> ModelCard:
-    """Card of a linear probe or a fine-tuned model.
+    """Return the card of a linear probe or a fine-tuned model.
 
     Args:
         config: of the classifier.
@@ -101,14 +101,14 @@ def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str 
 
 
 def published_dataset_card(card: DatasetCard, repo_id: str) -> DatasetCard:
-    """The card of a prepared data set with the name of its repository."""
+    """Return the card of a prepared data set with the name of its repository."""
     return DatasetCard(card.content.replace(PLACE, repo_id))
 
 
 def complete_card(
     card: ModelCard, rows: Sequence[Mapping[str, Any]], repo_id: str | None = None, license: str | None = None
 ) -> ModelCard:
-    """The card with results, as a table and for the Hub's index, and with the name of its repository.
+    """Return the card with results, as a table and for the Hub's index, and with the name of its repository.
 
     What else is written in the card stays; a card without a place for results gets the index alone.
 
@@ -149,7 +149,7 @@ def prepared_dataset_card(
     statistics: Mapping[str, int],
     license: str | None = None,
 ) -> DatasetCard:
-    """Card of a prepared data set.
+    """Return the card of a prepared data set.
 
     Args:
         directory: of the data set; only its name is published.
@@ -222,11 +222,8 @@ def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:
         return ""
     titles = {"loss": "weighted loss", "masked_l1": "masked L1 (comparable between weightings)"}
     first, last = losses[0], losses[-1]
-    rows = [
-        f"| {title} | {first[key]:.4f} | {last[key]:.4f} |"
-        for key, title in titles.items()
-        if None not in (first.get(key), last.get(key))
-    ]
+    known = [key for key in titles if None not in (first.get(key), last.get(key))]
+    rows = [f"| {titles[key]} | {first[key]:.4f} | {last[key]:.4f} |" for key in known]
     return "\n".join([f"| | step {first['step']} | step {last['step']} |", "|---|---|---|", *rows, ""])
 
 
@@ -282,7 +279,7 @@ def _eval_results(row: Mapping[str, Any]) -> list[EvalResult]:
         "dataset_split": "validation",
     }
     if "top1" in row:
-        protocol = ", ".join([row["protocol"], *([f"layer {_layer(row)}"] if _layer(row) else [])])
+        protocol = row["protocol"] + (f", layer {_layer(row)}" if _layer(row) else "")
         task, seed = "image-classification", row.get("seed")
         metrics = [
             ("accuracy", f"{name} ({protocol}, seed {seed})", row[key])

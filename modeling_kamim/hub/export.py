@@ -1,4 +1,4 @@
-"""ViT and Swin checkpoints for other libraries: as a state dict of timm, and as an ONNX graph."""
+"""Export ViT and Swin checkpoints to other libraries: as a state dict of timm, and as an ONNX graph."""
 
 import importlib.util
 import tempfile
@@ -21,7 +21,8 @@ from ..privacy import public_name
 from .conversion import check_output_dir, parameter_names, written_whole
 from .markup import markdown
 
-FORMATS = ("timm", "onnx")
+_TITLES = {"timm": "timm", "onnx": "ONNX"}
+FORMATS = tuple(_TITLES)
 ONNX_FILE_LIMIT = 2**31  # bytes, of protobuf
 TOLERANCE = {"timm": 1e-5, "onnx": 1e-4}
 
@@ -118,7 +119,7 @@ def _export_timm(model: PreTrainedModel, pixels: torch.Tensor, output_dir: Path)
 
 
 def timm_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The parameters of a `ViTModel` or `SwinModel` under the names of timm (since 0.9), float32."""
+    """Return the parameters of a `ViTModel` or `SwinModel` under the names of timm (since 0.9), float32."""
     with tempfile.TemporaryDirectory() as folder:  # save_pretrained writes names that no version changes
         model.save_pretrained(folder)
         state = load_file(Path(folder, "model.safetensors"))
@@ -129,7 +130,7 @@ def timm_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def timm_arguments(config: ViTConfig | SwinConfig) -> tuple[str, dict[str, Any]]:
-    """Name and keyword arguments for `timm.create_model`, without `norm_layer`.
+    """Return name and keyword arguments for `timm.create_model`, without `norm_layer`.
 
     Raises:
         InputError: for a setting that timm's models do not have.
@@ -247,35 +248,21 @@ _ONNX_USAGE = """import onnxruntime
 session = onnxruntime.InferenceSession("model.onnx")
 (features,) = session.run(["last_hidden_state"], {"pixel_values": pixel_values})
 """
-_README = """# {title} for {file_format}
+
+
+def _readme(name_or_path: str, config: ViTConfig | SwinConfig, file_format: str, usage: str, difference: float) -> str:
+    height, width = _image_size(config)
+    processor, shape = (
+        image_processor(height, name_or_path),
+        f"`(batch_size, {config.num_channels}, {height}, {width})`",
+    )
+    return f"""# {markdown(public_name(name_or_path).removeprefix("local:"))} for {_TITLES[file_format]}
 
 The encoder of a checkpoint of transformers, without decoder, mask token and pooler. `pixel_values` are normalized
-(mean {mean}, std {std}), `(batch_size, {num_channels}, {height}, {width})`, float32.
+(mean {processor.image_mean}, std {processor.image_std}), {shape}, float32.
 
 ```python
 {usage}```
 
 The features are those of `last_hidden_state`; on random pixels they differed by {difference:.1e} at most.
 """
-
-
-def _readme(
-    name_or_path: str,
-    config: ViTConfig | SwinConfig,
-    file_format: str,
-    usage: str,
-    difference: float,
-) -> str:
-    height, width = _image_size(config)
-    processor = image_processor(height, name_or_path)
-    return _README.format(
-        title=markdown(public_name(name_or_path).removeprefix("local:")),
-        file_format={"timm": "timm", "onnx": "ONNX"}[file_format],
-        mean=processor.image_mean,
-        std=processor.image_std,
-        num_channels=config.num_channels,
-        height=height,
-        width=width,
-        usage=usage,
-        difference=difference,
-    )

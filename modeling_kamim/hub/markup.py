@@ -26,23 +26,23 @@ _LATEX = str.maketrans(
 
 
 def one_line(text: str) -> str:
-    """The text on one line: white space becomes single blanks, other control characters and half characters escapes."""
+    """Return the text on one line: white space becomes single blanks, other control characters become escapes."""
     return printable(" ".join(text.split()))
 
 
 def markdown(text: str) -> str:
-    """Text on one line, escaped for Markdown, that of formulas (`$`) and of links included."""
+    """Return the text on one line, escaped for Markdown, its formulas (`$`) and links too."""
     escaped = re.sub(r"([\\`*_|~$]|\](?=\())", r"\\\1", one_line(text))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def latex(text: str) -> str:
-    """Text on one line, escaped for LaTeX."""
+    """Return the text on one line, escaped for LaTeX."""
     return one_line(text).translate(_LATEX)
 
 
 def plot_text(text: str, width: int | None = None) -> str:
-    """Text escaped for matplotlib, which takes `$` for formulas and leaves `_names` out of legends.
+    """Return the text escaped for matplotlib, which takes `$` for formulas and leaves `_names` out of legends.
 
     Args:
         width: characters of a line, where it is to be broken.

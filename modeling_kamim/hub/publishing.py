@@ -1,4 +1,4 @@
-"""Publish on the Hub: which files of a directory, and pushes with retries."""
+"""Publish on the Hub: choose the files of a directory, and push them with retries."""
 
 import json
 import logging
@@ -56,7 +56,7 @@ class HubArguments:
     )
     license: str | None = field(
         default=None,
-        metadata={"help": "License by its id on the Hub, for example apache-2.0; of a data set that of its source."},
+        metadata={"help": "License by its id on the Hub, for example apache-2.0; for a data set, that of its source."},
     )
 
 
@@ -86,7 +86,7 @@ class PublishError(RuntimeError):
 
 
 def published_files(directory: Path, left_out: Collection[str] = ()) -> dict[str, Path | bytes]:
-    """What is published of a checkpoint's directory: weights, config, processor, card, results, pictures.
+    """Return what is published of a checkpoint's directory: weights, config, processor, card, results, pictures.
 
     Optimizer states, pickles and anything else are left out. JSON comes without local paths: each becomes "local:" and
     its last part.
@@ -133,7 +133,7 @@ def _public_contents(file: Path) -> bytes:
 
 
 def checkpoint_files(checkpoint: Path, folder: str) -> dict[str, Path | bytes]:
-    """Everything that resuming needs of a checkpoint, in a folder of the repository; without local paths.
+    """Return everything that resuming needs of a checkpoint, in a folder of the repository; without local paths.
 
     Optimizer, schedule and random states are PyTorch files, which `torch.load(weights_only=True)` reads.
     """
@@ -171,6 +171,7 @@ class Publisher:
         except HFValidationError as error:
             raise InputError(f"{repo_id!r} cannot be the name of a repository: {error}") from None
         self.repo_id, self.private, self.revision, self.repo_type = repo_id, private, revision, repo_type
+        self._where: dict[str, Any] = {"repo_type": repo_type, "revision": revision}
         self.waits = WAITS if waits is None else tuple(waits)
         self.api = HfApi(token=token, library_name="modeling-kamim")
         self._is_ready = False
@@ -208,9 +209,8 @@ class Publisher:
             PublishError: if it failed for good.
         """
         self.prepare()
-        where = {"repo_id": self.repo_id, "repo_type": self.repo_type, "revision": self.revision}
-        push = partial(self.api.upload_folder, **where, folder_path=folder, allow_patterns=list(patterns))
-        return self._persist(lambda: push(commit_message=message).commit_url)
+        upload = partial(self.api.upload_folder, repo_id=self.repo_id, folder_path=folder, **self._where)
+        return self._persist(lambda: upload(allow_patterns=list(patterns), commit_message=message).commit_url)
 
     def push_in_background(self, files: Files, message: str) -> None:
         """Push while the caller goes on; skipped while an earlier push is under way. A failure is only logged.
@@ -241,27 +241,26 @@ class Publisher:
             self._thread.join()
 
     def command(self, directory: Path) -> str:
-        """The command that publishes a directory later."""
-        options = [
-            *(["--private", "true"] if self.private else []),
-            *(["--revision", self.revision] if self.revision else []),
-        ]
+        """Return the command that publishes a directory later."""
+        options = ["--private", "true"] if self.private else []
+        options += ["--revision", self.revision] if self.revision else []
         return shlex.join(["kamim", "push", str(directory), "--repo", self.repo_id, *options])
 
     def _push(self, files: Files, message: str) -> str:
         self.prepare()
-        return self._persist(lambda: self._commit(files, message))
+        commit = partial(self.api.create_commit, self.repo_id, commit_message=message, **self._where)
+
+        def push() -> str:
+            operations = [CommitOperationAdd(name, file) for name, file in files.items()]  # new ones for each try
+            return commit(operations).commit_url
+
+        return self._persist(push)
 
     def _prepare(self) -> None:
         where: dict[str, Any] = {"repo_type": self.repo_type, "exist_ok": True}
         self.repo_id = self.api.create_repo(self.repo_id, private=self.private, **where).repo_id
         if self.revision not in (None, "main"):
             self.api.create_branch(self.repo_id, branch=self.revision, **where)
-
-    def _commit(self, files: Files, message: str) -> str:
-        operations = [CommitOperationAdd(name, file) for name, file in files.items()]
-        where: dict[str, Any] = {"repo_type": self.repo_type, "revision": self.revision}
-        return self.api.create_commit(self.repo_id, operations, commit_message=message, **where).commit_url
 
     def _persist(self, action: Callable[[], Any]) -> Any:
         for wait in (*self.waits, None):
@@ -282,7 +281,7 @@ class Publisher:
 
 
 def _response(error: BaseException) -> Any:
-    """The Hub's answer; huggingface_hub hides that to an upload in the cause of a RuntimeError."""
+    """Return the Hub's answer; that to an upload is in the cause of huggingface_hub's RuntimeError."""
     answers = (getattr(cause, "response", None) for cause in (error, error.__cause__))
     return next((answer for answer in answers if answer is not None), None)
 
@@ -301,7 +300,7 @@ def _asked_wait(error: Exception) -> float:
 
 
 def _common_folder(files: Files) -> Path | None:
-    """A folder on the file system of the files, so that they can be linked there."""
+    """Return a folder on the file system of the files, so that they can be linked there."""
     parents = {file.parent.parent for file in files.values() if isinstance(file, Path)}
     return min(parents, key=lambda parent: len(parent.parts), default=None)
 

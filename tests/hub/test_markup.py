@@ -23,7 +23,7 @@ from modeling_kamim.analysis.findings import Section, cka_sentences
 from modeling_kamim.analysis.findings import write_report as write_analysis
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
-from modeling_kamim.evaluation import classification
+from modeling_kamim.evaluation import outcome
 from modeling_kamim.evaluation.charts import comparison_figure, confusion_figure, depth_figure
 from modeling_kamim.evaluation.report.writing import build_report, write_report
 from modeling_kamim.evaluation.results import checkpoint_rows, write_results
@@ -231,8 +231,8 @@ def test_a_failing_picture_costs_no_results(monkeypatch, tmp_path, caplog, optio
     def fails(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(classification, "confusion_figure", fails)
-    monkeypatch.setattr(classification, "depth_figure", fails)
+    monkeypatch.setattr(outcome, "confusion_figure", fails)
+    monkeypatch.setattr(outcome, "depth_figure", fails)
     data = write_classes(tmp_path / "data", ["a", "b"])
     probe(monkeypatch, data, tmp_path / "out", *options)
     assert "confusion.png could not be drawn" in caplog.text

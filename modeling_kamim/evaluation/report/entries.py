@@ -83,17 +83,13 @@ class Entry:
         extras += ["mean weight 1"] * (self.kamim.get("weight_norm") == "mean")
         return f"{self.method} ({self.detector}, w_ps {self.cell[0]}, T {self.cell[1]}, {', '.join(extras)})"
 
-    @property
-    def deviations(self) -> set[str]:
-        """The settings of the weights that are not the paper's; SimMIM has none."""
-        return set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
-
     def _differs(self, settings: Mapping[str, Any]) -> set[str]:
         return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
 
     def suits(self, *free: str) -> bool:
-        """Whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
-        settings = self.deviations | ({"layer_norm"} if self.row.get("layer_norm") else set())
+        """Return whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
+        settings = set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
+        settings |= {"layer_norm"} if self.row.get("layer_norm") else set()
         return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
 
     @property
@@ -133,7 +129,7 @@ class Entry:
 
     @property
     def pretrained_on(self) -> str | None:
-        """Where it is known."""
+        """The data set of pretraining; None where it is not known."""
         name = self.kamim.get("dataset_name")
         return None if name is None else _paper_name(_show(name)) or _show(name)
 
@@ -198,7 +194,7 @@ class Entry:
         return (*self.labels[2:5], self.images)
 
     def order(self) -> tuple:
-        """Sorting key: of equal data, protocol and layer the best comes first."""
+        """Return a sorting key: of equal data, protocol and layer the best comes first."""
         _, _, data, protocol, layer, _ = self.labels
         known = list(TITLES.values())
         rank = known.index(protocol) if protocol in known else len(known)
@@ -206,7 +202,7 @@ class Entry:
 
 
 def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list[Item]]:
-    """Items by key, both in the order in which they come."""
+    """Return items by key, both in the order in which they come."""
     groups = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -214,7 +210,7 @@ def grouped(items: Iterable[Item], key: Callable[[Item], Any]) -> dict[Any, list
 
 
 def _paper_name(name: str) -> str | None:
-    """The paper's name of a data set with this public name."""
+    """Return the paper's name of a data set with this public name."""
     plain = re.sub(r"[^a-z0-9]", "", re.split(r"[/:]", name)[-1].lower())
     return next((paper for paper, (names, _) in PAPER_DATA_SETS.items() if plain in names), None)
 
@@ -237,12 +233,12 @@ def _count(value: Any) -> str:
 
 
 def percent(share: float | None, deviation: float | None = None) -> str:
-    """Shares in [0, 1] as the tables show them."""
+    """Return a share in [0, 1] as the tables show it, in percent."""
     if share is None:
         return MISSING
     return f"{100 * share:.2f}" + (f" ± {100 * deviation:.2f}" if deviation is not None else "")
 
 
 def natural_order(text: str) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
+    """Return a sorting key: numbers by size, then words."""
     return (0, float(text), text) if re.fullmatch(r"\d+(\.\d+)?", text) else (1, 0.0, text)

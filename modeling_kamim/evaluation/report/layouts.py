@@ -1,11 +1,11 @@
 """The layouts of the paper's Tables 1 to 5, filled with other results."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from ...hub.markup import MISSING
-from .entries import Entry, grouped, natural_order, percent
+from .entries import KINDS, Entry, grouped, natural_order, percent
 from .paper import NO_DETECTOR_ROW, PAPER_DATA, PAPER_MODEL, PAPER_TABLES, SIMMIM_ROW, Figures, Key
 from .tables import Cell, Table
 
@@ -18,7 +18,9 @@ class Layout:
         number: of the paper's table.
         corner: titles of the columns that label the rows.
         title: of an entry; one table is made for each title.
-        place: row and column of an entry, None where it does not belong into the table.
+        row, column: of an entry.
+        free: settings of an entry that may differ from the paper's.
+        kinds: of the entries that belong into the table.
         is_worthwhile: whether rows and columns of this kind make a table.
         is_papers: whether the paper's figures are about the entry's data and model.
         row_order: sorting key of rows; without it they come as in the paper.
@@ -28,16 +30,19 @@ class Layout:
     number: int
     corner: Key
     title: Callable[[Entry], str]
-    place: Callable[[Entry], tuple[Key, str] | None]
+    row: Callable[[Entry], Key]
+    column: Callable[[Entry], str]
     is_worthwhile: Callable[[set[Key], set[str]], bool]
     is_papers: Callable[[Entry], bool]
+    free: Key = ()
+    kinds: Container[str | None] = tuple(KINDS.values())
     row_order: Callable[[Key], Any] | None = None
     last_column: tuple[str, Callable[[Entry], str]] | None = None
 
     def tables(self, entries: Iterable[Entry]) -> Iterator[Table]:
-        placed = [entry for entry in entries if self.place(entry) is not None]
+        placed = [entry for entry in entries if entry.suits(*self.free) and entry.kind in self.kinds]
         for title, group in grouped(placed, self.title).items():
-            cells = grouped(group, self.place)
+            cells = grouped(group, lambda entry: (self.row(entry), self.column(entry)))
             rows, columns = {row for row, _ in cells}, {column for _, column in cells}
             if self.is_worthwhile(rows, columns):
                 yield self._table(title, cells, rows, columns)
@@ -68,32 +73,9 @@ class Layout:
 
 
 def _sorted(labels: Iterable[Any], paper: Figures, part: int, order: Callable[[Any], Any] | None = None) -> list[Any]:
-    """Rows (part 0) or columns (1) in the given order or the paper's, others behind."""
+    """Return rows (part 0) or columns (1) in the given order, or in the paper's with others behind."""
     known = list(dict.fromkeys(place[part] for place in paper))
     return sorted(labels, key=order or (lambda label: (known.index(label) if label in known else len(known), label)))
-
-
-def _place_pair(entry: Entry) -> tuple[Key, str] | None:
-    return ((entry.architecture,), f"{entry.method} {entry.kind}") if entry.suits() else None
-
-
-def _place_cell(entry: Entry) -> tuple[Key, str] | None:
-    row = SIMMIM_ROW if entry.method == "SimMIM" else entry.cell
-    return (row, str(entry.kind)) if entry.suits("weight_patch_size", "temperature") else None
-
-
-def _place_data(entry: Entry) -> tuple[Key, str] | None:
-    return ((entry.method,), f"{entry.data} {entry.kind}") if entry.suits() else None
-
-
-def _place_detector(entry: Entry) -> tuple[Key, str] | None:
-    row = NO_DETECTOR_ROW if entry.method == "SimMIM" else (entry.detector,)
-    return (row, str(entry.kind)) if entry.suits("keypoint_detector") else None
-
-
-def _place_layer_norm(entry: Entry) -> tuple[Key, str] | None:
-    row = ("with LayerNorm",) if entry.row.get("layer_norm") else ("without LayerNorm",)
-    return (row, f"{entry.method} LP") if entry.kind == "LP" and entry.suits("layer_norm") else None
 
 
 def _title(entry: Entry) -> str:
@@ -109,7 +91,8 @@ LAYOUTS = (
         number=1,
         corner=("model",),
         title=lambda entry: f"{entry.data} at {entry.shown('image_size')} px",
-        place=_place_pair,
+        row=lambda entry: (entry.architecture,),
+        column=lambda entry: f"{entry.method} {entry.kind}",
         is_worthwhile=lambda rows, columns: True,
         is_papers=lambda entry: entry.data == PAPER_DATA,
         last_column=("parameters", lambda entry: entry.parameters),
@@ -118,7 +101,9 @@ LAYOUTS = (
         number=2,
         corner=("w_ps", "T"),
         title=_title,
-        place=_place_cell,
+        row=lambda entry: SIMMIM_ROW if entry.method == "SimMIM" else entry.cell,
+        column=lambda entry: str(entry.kind),
+        free=("weight_patch_size", "temperature"),
         is_worthwhile=lambda rows, columns: len(rows - {SIMMIM_ROW}) > 1,
         is_papers=_is_papers,
         row_order=lambda row: [natural_order(label) for label in row],
@@ -127,7 +112,8 @@ LAYOUTS = (
         number=3,
         corner=("method",),
         title=lambda entry: f"{entry.architecture} at {entry.shown('image_size')} px",
-        place=_place_data,
+        row=lambda entry: (entry.method,),
+        column=lambda entry: f"{entry.data} {entry.kind}",
         is_worthwhile=lambda rows, columns: len({column.rsplit(maxsplit=1)[0] for column in columns}) > 1,
         is_papers=lambda entry: entry.architecture == PAPER_MODEL,
     ),
@@ -135,7 +121,9 @@ LAYOUTS = (
         number=4,
         corner=("detector",),
         title=_title,
-        place=_place_detector,
+        row=lambda entry: NO_DETECTOR_ROW if entry.method == "SimMIM" else (entry.detector,),
+        column=lambda entry: str(entry.kind),
+        free=("keypoint_detector",),
         is_worthwhile=lambda rows, columns: len(rows - {NO_DETECTOR_ROW}) > 1,
         is_papers=_is_papers,
     ),
@@ -143,7 +131,10 @@ LAYOUTS = (
         number=5,
         corner=("",),
         title=_title,
-        place=_place_layer_norm,
+        row=lambda entry: ("with LayerNorm",) if entry.row.get("layer_norm") else ("without LayerNorm",),
+        column=lambda entry: f"{entry.method} LP",
+        free=("layer_norm",),
+        kinds=("LP",),
         is_worthwhile=lambda rows, columns: ("with LayerNorm",) in rows,
         is_papers=_is_papers,
     ),

@@ -25,12 +25,12 @@ LEGEND = (
 
 
 def is_reconstruction(row: Mapping[str, Any]) -> bool:
-    """Whether a row of results.json holds scores of reconstructions."""
+    """Return whether a row of results.json holds scores of reconstructions."""
     return row.get("mode") == "reconstruction"
 
 
 def reconstruction_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    """A line for each row, of each data set the best first."""
+    """Return a table with a line for each row, the best of each data set first."""
     ordered = sorted(rows, key=lambda row: (str(row["provenance"].get("dataset")), -row["masked_psnr"]["mean"]))
     header = ("model", "method", "data", "masked", *(column for column, _, _ in SCORES), "images")
     return Table("Reconstructions", header, [_cells(Entry(dict(row))) for row in ordered], num_labels=3)

@@ -119,7 +119,7 @@ def _find(paths: Iterable[Path]) -> list[Path]:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a results.json, without classes and confusion."""
+    """Return the rows of a results.json, without classes and confusion."""
     rows = read_results(file)
     return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in rows]
 
@@ -140,14 +140,14 @@ def _main_table(entries: Sequence[Entry]) -> Table:
 
 
 def _probed_by_depth(entries: Sequence[Entry]) -> dict[str, list[list[Entry]]]:
-    """For each data set the models and protocols of several layers, each a list by layer."""
+    """Return, for each data set, the runs of several layers, each a list by layer."""
     runs = grouped(entries, lambda entry: (entry.labels[2], entry.run))
     deep = [run for run in runs.values() if len({entry.shown("layer") for entry in run}) > 1]
     return grouped(deep, lambda run: run[0].labels[2])
 
 
 def _without_inner_layers(entries: Sequence[Entry], probed: Mapping[str, list[list[Entry]]]) -> list[Entry]:
-    """Of models probed by depth the paper's layer alone, where it is among them."""
+    """Leave out layers other than the paper's, where the paper's was probed too."""
     runs = [run for of_data in probed.values() for run in of_data if any(entry.reads_papers_layer for entry in run)]
     inner = {id(entry) for run in runs for entry in run if not entry.reads_papers_layer}
     return [entry for entry in entries if id(entry) not in inner]
@@ -180,7 +180,7 @@ def _depth_figure(runs: Sequence[Sequence[Entry]]) -> Figure:
 
 
 def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
-    """The first settings that tell an entry from others that look the same in the table."""
+    """Return the first settings that tell an entry from others that look the same in the table."""
     own, *others = (other.settings for other in (entry, *alike))
     keys = [key for key in own if any(other.get(key) != own[key] for other in others)]
     return "; ".join(f"{key} {own[key]}" for key in keys[:NUM_DIFFERENCES])
