@@ -41,6 +41,7 @@ RANGES: dict[str, Range] = {
     "low_shot": Range("a share of the training images, in (0, 1]", lambda x: 0 < x <= 1),
     # model and objective
     "image_size": _COUNT,
+    "patch_size": _COUNT,
     "mask_patch_size": _COUNT,
     "weight_patch_size": _COUNT,
     "mask_ratio": _SHARE,

@@ -148,9 +148,7 @@ class Encoder:
         """
         pixels = self.pixels(images)
         with _recorded(self.model, attention) as recorded:
-            outputs = self.model(
-                pixels, output_hidden_states=True, output_attentions=attention, **self._in_order(len(pixels))
-            )
+            outputs = self.model(pixels, output_hidden_states=True, output_attentions=attention)
         maps = getattr(outputs, "attentions", None) or ()
         if self.has_windows:  # the standard outputs hold the last block of each stage alone
             maps = [part for _, _, part in recorded]
@@ -204,13 +202,6 @@ class Encoder:
     def _grid_side(self) -> int | None:
         patch_size = getattr(self.config, "patch_size", None)
         return self.image_size // patch_size if isinstance(patch_size, int) else None
-
-    def _in_order(self, batch_size: int) -> dict[str, torch.Tensor]:
-        if self.config.model_type != "vit_mae":
-            return {}
-        # A masked autoencoder shuffles its patches, even when it keeps them all, by the order of this noise
-        num_patches = (self.image_size // self.config.patch_size) ** 2
-        return {"noise": torch.arange(num_patches, device=self.device).float().expand(batch_size, -1)}
 
     def _around_attention(
         self, before: torch.Tensor, after: torch.Tensor, batch_size: int

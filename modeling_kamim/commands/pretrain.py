@@ -31,7 +31,7 @@ from ..evaluation.settings import OnlineProbeArguments
 from ..hub.cards import pretraining_card
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
-from ..models.sizes import build_config
+from ..models.warm_start import warm_start
 from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.batches import prepare_batch
@@ -60,6 +60,8 @@ CONFIG_KEYS = (
     "keypoint_source",
     "mask_patch_size",
     "mask_ratio",
+    "target",
+    "loss",
 )
 SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_split", "image_column", "trust_data_files")
 
@@ -94,7 +96,7 @@ def pretrain(
 
     dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
     model = build_model(kamim_args, dataset, training_args.attn_implementation)
-    processor = image_processor(kamim_args.image_size, checkpoint)
+    processor = image_processor(kamim_args.image_size, checkpoint or kamim_args.model_name_or_path)
     page = CheckpointPage(given_settings(PRETRAINING_ARGUMENTS), training_args, dataset)
     card = partial(pretraining_card, page.run, model.config)
     page.ask_hub(card())
@@ -125,10 +127,18 @@ def pretrain(
 
 
 def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> KamimForMaskedImageModeling:
-    """Return a model with random weights, whose config tells the objective and the public name of the data set."""
-    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS} | {"dataset_name": dataset}
-    config = build_config(kamim_args.model_type, kamim_args.model_size, kamim_args.image_size, kamim=kamim)
-    return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+    """Return the model, of a checkpoint or random; its config tells the objective and the data set's public name."""
+    base = kamim_args.model_name_or_path
+    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
+    config = kamim_args.model_config(kamim=kamim)
+    if config.model_type == "vit_mae":  # for transformers' own class
+        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, kamim_args.target == "normalized_pixels"
+    if base is None:
+        return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+    start = warm_start(base, config, attention)
+    logger.info("Warm start: %s", start.summary)
+    return start.model
 
 
 def make_samples(
@@ -198,8 +208,8 @@ def describe_run(
     """Log model, method, data and batch, and what decides the speed."""
     size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
     logger.info(
-        "%s of %s-%s (encoder: %.1fM parameters) on %s images, %d process(es)",
-        *(kamim_args.method, kamim_args.model_type, kamim_args.model_size),
+        "%s of %s (encoder: %.1fM parameters) on %s images, %d process(es)",
+        *(kamim_args.method, "-".join(filter(None, (kamim_args.model_type, kamim_args.model_size)))),
         *(size, "streamed" if num_images is None else num_images, training_args.world_size),
     )
     logger.info("Speed: %s", training_args.describe_speed())

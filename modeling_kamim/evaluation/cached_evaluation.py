@@ -38,6 +38,7 @@ class CachedEvaluation:
             class_args.model_size,
             class_args.image_size,
             class_args.pooling,
+            class_args.config_overrides,
         )
         self.encoder_config, self.image_size = self.backbone.model.config, self.backbone.image_size
         self._place = self.backbone.place_of(class_args.layer, PROBED_BLOCK)

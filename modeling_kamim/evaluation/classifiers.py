@@ -85,15 +85,17 @@ def classifier_config(args: ClassificationArguments) -> KamimViTClassifierConfig
 def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
     """Return the config of the whole encoder that `args` name, at the image size that they ask for."""
     if args.model_name_or_path is None:
-        return build_config(args.model_type, args.model_size, args.image_size or 192)
-    try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load {args.model_name_or_path!r}: {first_line(error)}") from error
+        config = build_config(args.model_type, args.model_size, args.image_size or 192, args.config_overrides)
+    else:
+        try:
+            config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot load {args.model_name_or_path!r}: {first_line(error)}") from error
     if config.model_type not in ENCODERS:
         raise InputError(
-            f"{args.model_name_or_path} is a {config.model_type!r} checkpoint; the protocols that train a classifier "
-            "are for ViT, ViT-MAE and Swin: give one of them, or --protocol cached or knn, which read any encoder"
+            f"{args.model_name_or_path or 'the encoder'} is a {config.model_type!r}; the protocols that train a "
+            "classifier are for ViT, ViT-MAE and Swin: give one of them, or --protocol cached or knn, which read any "
+            "encoder"
         )
     if config.model_type == "vit_mae":  # an encoder of all patches is a ViT
         config = vit_config(config)

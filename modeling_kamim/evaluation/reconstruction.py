@@ -11,6 +11,9 @@ Three groups, all of the same reconstructions:
   masked pixels; SSIM is the mean of the SSIM map over the masked pixels, the visible ones being context.
 - `baseline_*`: like `masked_*`, with the mean color of an image's visible pixels as its reconstruction. A model that
   does not beat it has learned nothing of use here.
+
+A model of normalized pixels is given mean and deviation of each patch: its `baseline_*` fills each patch with
+that mean, and none of its scores compares with those of a model of pixels.
 """
 
 import math
@@ -22,7 +25,9 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from ..errors import InputError
+from ..models.families import encoder_stride
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..objective.losses import patch_statistics
 from ..objective.masking import upsample
 
 PAPER_MASK_RATIO = 0.4
@@ -54,13 +59,20 @@ def score_reconstructions(
     for batch in batches:
         pixel_values, mask = batch["pixel_values"], batch["bool_masked_pos"]
         reconstruction = model(pixel_values=pixel_values, bool_masked_pos=mask).reconstruction
-        scores = score_images(reconstruction, pixel_values, mask, mean, std)
+        scores = score_images(reconstruction, pixel_values, mask, mean, std, _patch_means(model, pixel_values))
         names = list(scores)
         rows = torch.tensor(np.stack(list(scores.values()), axis=1), dtype=torch.float32, device=pixel_values.device)
         parts.append(gather(rows).cpu())
     if not parts:
         raise InputError("there are no images to score reconstructions on")
     return summarize(dict(zip(names, torch.cat(parts).double().numpy().T, strict=True)))
+
+
+def _patch_means(model: KamimForMaskedImageModeling, pixel_values: torch.Tensor) -> torch.Tensor | None:
+    """Return what a model of normalized pixels is given of each patch, its mean; None for a model of pixels."""
+    if model.objective["target"] == "pixels":
+        return None
+    return patch_statistics(pixel_values, encoder_stride(model.config))[0].expand_as(pixel_values)
 
 
 def summarize(scores: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -85,6 +97,7 @@ def score_images(
     bool_masked_pos: torch.Tensor,
     mean: Sequence[float],
     std: Sequence[float],
+    baseline: torch.Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """Return scores of every image of a batch.
 
@@ -93,6 +106,7 @@ def score_images(
         pixel_values: like `reconstruction`, normalized.
         bool_masked_pos: `(batch_size, num_patches)`, True where masked.
         mean, std: of the normalization, for each channel.
+        baseline: like `reconstruction`, scored beside it; the mean color of an image's visible pixels where None.
 
     Returns:
         `paper_mse`, `paper_psnr`, `paper_ssim`, `masked_psnr`, `masked_ssim`, `baseline_psnr`, `baseline_ssim`, each
@@ -107,12 +121,18 @@ def score_images(
         raise InputError("an image is masked wholly or not at all; choose another mask_ratio or mask_patch_size")
     targets, outputs = (images.detach().double().cpu().numpy() for images in (pixel_values, reconstruction))
     data_range = normalized_range(mean, std)
+    fillings = [None] * len(masks) if baseline is None else list(baseline.detach().double().cpu().numpy())
     rows = [
         {
             **paper_scores(target / data_range, output / data_range),
-            **masked_scores(_unnormalize(target, mean, std), _unnormalize(output, mean, std), mask),
+            **masked_scores(
+                _unnormalize(target, mean, std),
+                _unnormalize(output, mean, std),
+                mask,
+                None if filling is None else _unnormalize(filling, mean, std),
+            ),
         }
-        for target, output, mask in zip(targets, outputs, masks, strict=True)
+        for target, output, mask, filling in zip(targets, outputs, masks, fillings, strict=True)
     ]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
@@ -133,17 +153,21 @@ def paper_scores(target: np.ndarray, output: np.ndarray) -> dict[str, float]:
     }
 
 
-def masked_scores(original: np.ndarray, filled: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-    """Return PSNR and SSIM over an image's masked pixels, of a reconstruction and of the visible pixels' mean color.
+def masked_scores(
+    original: np.ndarray, filled: np.ndarray, mask: np.ndarray, baseline: np.ndarray | None = None
+) -> dict[str, float]:
+    """Return PSNR and SSIM over an image's masked pixels, of a reconstruction and of a baseline.
 
     Args:
         original: `(channels, height, width)`, float, in [0, 1].
         filled: like `original`; read where masked.
         mask: `(height, width)`, bool, True where masked; neither all True nor all False.
+        baseline: like `original`; the mean color of the visible pixels where None.
     """
-    mean_color = original[:, ~mask].mean(axis=1)[:, None, None]
+    if baseline is None:
+        baseline = original[:, ~mask].mean(axis=1)[:, None, None]
     scores = {}
-    for name, filling in (("masked", filled), ("baseline", mean_color)):
+    for name, filling in (("masked", filled), ("baseline", baseline)):
         pasted = np.where(mask, filling, original)
         scores[f"{name}_psnr"] = _psnr(original[:, mask], pasted[:, mask])
         scores[f"{name}_ssim"] = float(_ssim(original, pasted)[1][:, mask].mean())

@@ -35,6 +35,7 @@ from transformers import AutoModel, PreTrainedConfig
 from .. import __version__
 from ..errors import first_line
 from ..files import json_values, write_text
+from ..models.families import model_depth
 from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
 from ..training.run_directory import left_by_others
 
@@ -109,11 +110,10 @@ def _hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
 
 def model_figures(config: PreTrainedConfig) -> dict[str, Any]:
     """Return `model_type, hidden_size, depth, patch_size, parameters` (without the pooler's); None if unknown."""
-    depths = getattr(config, "depths", None)
     return {
         "model_type": config.model_type,
         "hidden_size": getattr(config, "hidden_size", None),
-        "depth": sum(depths) if depths else getattr(config, "num_hidden_layers", None),
+        "depth": model_depth(config),
         "patch_size": getattr(config, "patch_size", None),
         "parameters": _num_parameters(config),
     }

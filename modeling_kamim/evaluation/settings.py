@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from ..errors import InputError
 from ..limits import check_ranges
+from ..models.families import FAMILIES
 from ..training.arguments import OWN_SCHEDULE, RecipeArguments
 from .protocols import PAPER_TRAINING, PROTOCOLS, Protocol
 
@@ -73,8 +74,12 @@ class ClassificationArguments:
             "the weights are random."
         },
     )
-    model_type: Literal["vit", "swin"] = field(default="vit", metadata={"help": "For random weights."})
-    model_size: Literal["tiny", "small", "base"] = field(default="base", metadata={"help": "For random weights."})
+    model_type: str = field(default="vit", metadata={"choices": list(FAMILIES), "help": "For random weights."})
+    model_size: str = field(default="base", metadata={"help": "For random weights: tiny, small, base, large, ..."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={"help": 'Config keys of random weights, as "patch_size=8,num_hidden_layers=6".'},
+    )
     image_size: int | None = field(
         default=None,
         metadata={

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from .. import __version__
 from ..errors import InputError
 from ..models.classifier import KamimViTClassifierConfig
+from ..models.families import FAMILIES, family_of, model_depth
 from ..objective.masking import num_masked_blocks
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
@@ -53,14 +54,25 @@ def pretraining_card(
     """
     losses = [entry for entry in log if entry.get("loss") is not None]
     num_steps = max((entry["step"] for entry in log), default=0)
-    weighting = config.kamim["weighting"]
+    weighting, base = config.kamim["weighting"], config.kamim.get("base_model")
+    drops_masked = family_of(config).drops_masked
+    unweighted = "MAE's objective" if drops_masked else "SimMIM's objective"
+    method = {"keypoint": "KAMIM", "none": unweighted}.get(weighting, f"{weighting} weights, a control")
+    is_hub = base is not None and HUB_ID.fullmatch(base) is not None
     num_blocks = (config.image_size // config.kamim["mask_patch_size"]) ** 2
     return _card(
         "pretrained.md",
         run,
-        ModelCardData(pipeline_tag="image-feature-extraction", tags=_TAGS, **_metadata(run)),
+        ModelCardData(
+            pipeline_tag="image-feature-extraction",
+            tags=_TAGS,
+            base_model=base if is_hub else None,
+            **_metadata(run),
+        ),
         architecture=_architecture(config),
-        method={"keypoint": "KAMIM", "none": "SimMIM's objective"}.get(weighting, f"{weighting} weights, a control"),
+        method=method,
+        base=_name(base, "checkpoint") if base else None,
+        drops_masked=drops_masked,
         image_size=config.image_size,
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,
@@ -211,10 +223,9 @@ def _name(name: str, kind: str) -> str:
 
 
 def _architecture(config: PreTrainedConfig) -> str:
-    family = "Swin" if config.model_type == "swin" else "ViT"
-    width = config.embed_dim if family == "Swin" else config.hidden_size
-    depth = sum(config.depths) if family == "Swin" else config.num_hidden_layers
-    return f"A {family} (width {width}, {depth} blocks, {config.patch_size} px patches)"
+    title = FAMILIES[config.model_type].title if config.model_type in FAMILIES else "ViT"
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    return f"A {title} (width {width}, {model_depth(config)} blocks, {config.patch_size} px patches)"
 
 
 def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from ..errors import InputError
 from .families import FAMILIES, num_prefix_tokens
 from .loading import load_whole
-from .masked_image_modeling import keep_visible
+from .masked_image_modeling import KamimForMaskedImageModeling, keep_visible
 from .sizes import build_config
 
 POOLINGS = ("mean", "cls")
@@ -90,20 +90,30 @@ def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int) -> int:
 
 
 def load_backbone(
-    name_or_path: str | None, model_type: str, model_size: str, image_size: int | None, pooling: str
+    name_or_path: str | None,
+    model_type: str,
+    model_size: str,
+    image_size: int | None,
+    pooling: str,
+    config_overrides: str | None = None,
 ) -> Backbone:
     """Backbone of a checkpoint, or with random weights of one of this package's sizes.
 
     Args:
         name_or_path: directory or Hub id of an encoder (ViT, Swin, DINOv2, ViT-MAE, timm, ...); None for random
             weights.
-        model_type, model_size, image_size: of the random weights; a given image_size must be the checkpoint's.
+        model_type, model_size, config_overrides: of the random weights.
+        image_size: of the random weights; a given one must be the checkpoint's.
+        pooling: see `Backbone`.
 
     Raises:
         InputError: if it cannot be loaded, or its weights are not finite.
     """
     if name_or_path is None:
-        return Backbone(AutoModel.from_config(build_config(model_type, model_size, image_size or 192)), pooling)
+        random_config = build_config(model_type, model_size, image_size or 192, config_overrides)
+        if model_type == "vit_mae":  # transformers' own has no positions
+            return Backbone(KamimForMaskedImageModeling.from_config(random_config).base_model, pooling)
+        return Backbone(AutoModel.from_config(random_config), pooling)
     model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",))  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):

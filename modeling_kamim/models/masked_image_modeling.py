@@ -78,7 +78,7 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         super().initialize_weights()
         if not self.family.starts_from_zeros:
             for tokens in self.base_model.embeddings.parameters(recurse=False):
-                if not tokens.any():
+                if not tokens.is_meta and not tokens.any():
                     init.trunc_normal_(tokens, std=0.02)  # not if it was loaded
 
     def reconstruct(

@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from accelerate.utils import parse_flag_from_env
-from transformers import TrainingArguments
+from transformers import PreTrainedConfig, TrainingArguments
 from transformers.hf_argparser import HfArg
 
 from ..data.samples import MaskedImageTransform
@@ -14,7 +14,9 @@ from ..data.views import RandomView
 from ..errors import InputError
 from ..files import check_output_dir
 from ..limits import check_ranges
+from ..models.families import FAMILIES, family_of
 from ..models.sizes import build_config
+from ..models.warm_start import config_to_pretrain
 from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
 from ..objective.weighting import CellWeighting
@@ -24,17 +26,37 @@ from .recipe import check_recipe
 
 @dataclass
 class KamimArguments:
-    """Model, mask and keypoint weights."""
+    """Model, mask and keypoint weights; what is None becomes the checkpoint's or the family's."""
 
     _argument_group_name = "model and objective"
 
-    model_type: Literal["vit", "swin"] = HfArg(default="vit", help="Architecture.")
-    model_size: Literal["tiny", "small", "base"] = HfArg(
-        default="base", help="Size of the model; Swin has tiny and base."
+    model_name_or_path: str | None = HfArg(
+        default=None,
+        help="Checkpoint to start from, a directory or Hub id: an encoder, a masked image model or a classifier. "
+        "Without it the weights are random.",
     )
-    image_size: int = HfArg(default=192, help="Side of the input in pixels.")
-    mask_patch_size: int = HfArg(default=32, help="Side of a masked block in pixels.")
-    mask_ratio: float = HfArg(default=0.6, help="Share of blocks to mask, in (0, 1).")
+    config_name: str | None = HfArg(
+        default=None, help="Directory or Hub id of a config, for random weights, in place of type and size."
+    )
+    config_overrides: str | None = HfArg(
+        default=None, help='Config keys over those of type and size, as "hidden_size=192,num_hidden_layers=6".'
+    )
+    model_type: str = HfArg(
+        default=None, metadata={"choices": list(FAMILIES)}, help="Architecture (docs/families.md); vit."
+    )
+    model_size: str | None = HfArg(
+        default=None, help="Size of random weights: tiny, small, base, large, ... (docs/families.md); base."
+    )
+    image_size: int = HfArg(default=None, help="Side of the input in pixels; the checkpoint's, or 192.")
+    patch_size: int | None = HfArg(default=None, help="Side of a patch of random weights in pixels; the family's.")
+    mask_patch_size: int = HfArg(
+        default=None, help="Side of a masked block in pixels; 32 (vit_mae: a patch), or the nearest that fits."
+    )
+    mask_ratio: float = HfArg(default=None, help="Share of blocks to mask, in (0, 1); 0.6 (vit_mae: 0.75).")
+    target: Literal["pixels", "normalized_pixels"] = HfArg(
+        default=None, help="Predict pixels, or pixels normalized in each patch (vit_mae's default)."
+    )
+    loss: Literal["l1", "mse"] = HfArg(default=None, help="Absolute error, or squared (vit_mae's default).")
     weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
         default="keypoint", help="keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."
     )
@@ -48,7 +70,9 @@ class KamimArguments:
     keypoint_source: Literal["map", "online"] = HfArg(
         default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
     )
-    weight_patch_size: int = HfArg(default=8, help="Side of a weight cell (w_ps) in pixels.")
+    weight_patch_size: int = HfArg(
+        default=None, help="Side of a weight cell (w_ps) in pixels; 8, or the largest below that divides the image."
+    )
     temperature: float = HfArg(default=0.25, help="T of Eq. 2; smaller means stronger weights.")
     weight_norm: Literal["none", "mean"] = HfArg(
         default="none", help="mean divides the weights of an image by their mean."
@@ -59,10 +83,19 @@ class KamimArguments:
 
     def __post_init__(self):
         check_ranges(self)
-        token = 16 if self.model_type == "vit" else 4
+        config = self.model_config()
+        family, patch_size = family_of(config), config.patch_size
+        self.model_type, self.image_size = config.model_type, config.image_size
+        if self.mask_patch_size is None:
+            most = patch_size if family.drops_masked else min(32, self.image_size // 2)
+            self.mask_patch_size = largest_divisor(self.image_size, most, patch_size)
+        if self.weight_patch_size is None:
+            self.weight_patch_size = largest_divisor(self.image_size, 8)
+        self.mask_ratio = self.mask_ratio or family.mask_ratio
+        self.target, self.loss = self.target or family.target, self.loss or family.loss
         _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
         _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
-        _check_divides(f"the {self.model_type} patch size", token, "mask_patch_size", self.mask_patch_size)
+        _check_divides(f"the {self.model_type} patch size", patch_size, "mask_patch_size", self.mask_patch_size)
         blocks = (self.image_size // self.mask_patch_size) ** 2
         if num_masked_blocks(blocks, self.mask_ratio) >= blocks:
             raise InputError(
@@ -70,15 +103,44 @@ class KamimArguments:
                 f"{self.mask_patch_size} in image_size {self.image_size}; one at least must stay visible: give a "
                 "smaller ratio or smaller blocks"
             )
-        build_config(self.model_type, self.model_size, self.image_size)  # this and what follows check the settings
         self.cell_weighting(), self.detector(), self.random_view()
         if self.weighting != "none" and self.keypoint_source == "map":
             self.densities().check_cells(self.weight_patch_size)
 
     @property
     def method(self) -> str:
-        """Name of the method: "simmim", "kamim", or "kamim-" and the name of a control weighting."""
+        """Name of the method: "simmim" or "mae", "kamim", or "kamim-" and the name of a control weighting."""
+        if self.model_type == "vit_mae":
+            return {"none": "mae", "keypoint": "kamim-mae"}.get(self.weighting, f"kamim-mae-{self.weighting}")
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
+
+    def model_config(self, **settings: Any) -> PreTrainedConfig:
+        """Return the config of the model that these arguments describe, with further keys.
+
+        Raises:
+            InputError: if there is none, or the arguments contradict it or each other.
+        """
+        source = self.model_name_or_path or self.config_name
+        if source is None:
+            self.model_size = self.model_size or "base"
+            given = settings if self.patch_size is None else {"patch_size": self.patch_size, **settings}
+            return build_config(
+                self.model_type or "vit", self.model_size, self.image_size or 192, self.config_overrides, **given
+            )
+        name = "model_name_or_path" if self.model_name_or_path else "config_name"
+        others = {"config_name": self.config_name if self.model_name_or_path else None}
+        others |= {"config_overrides": self.config_overrides, "model_size": self.model_size}
+        for other, value in others.items():
+            if value is not None:
+                raise InputError(f"{other} is {value!r}, and {name} is {source!r}; leave out one of them")
+        config = config_to_pretrain(source, self.image_size)
+        for key in ("model_type", "patch_size"):
+            if getattr(self, key) not in (None, getattr(config, key)):
+                raise InputError(
+                    f"{key} is {getattr(self, key)!r}, that of {source} is {getattr(config, key)!r}; leave {key} out"
+                )
+        config.update(settings)
+        return config
 
     def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
         """Return the callable that makes a sample of the training from a row of images."""
@@ -127,6 +189,11 @@ class KamimArguments:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def largest_divisor(whole: int, most: int, of: int = 1) -> int:
+    """Return the largest divisor of `whole` up to `most` that is a multiple of `of`; `of` where there is none."""
+    return next((part for part in range(most - most % of, of, -of) if whole % part == 0), of)
 
 
 def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:

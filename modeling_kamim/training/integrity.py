@@ -13,8 +13,9 @@ from transformers import TrainerState
 
 from ..errors import first_line
 from ..models.classifier import KamimViTForImageClassification
+from ..models.families import FAMILIES
 from ..models.loading import quiet_loading, unfit_weights
-from ..models.masked_image_modeling import KamimSwinForMaskedImageModeling, KamimViTForMaskedImageModeling
+from ..models.masked_image_modeling import model_class
 from .run_directory import signed_files
 
 _NEEDED = ("scheduler.pt", "trainer_state.json")
@@ -22,8 +23,6 @@ _OPTIMIZERS = ("optimizer.pt", "optimizer.bin")  # FSDP writes the second
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", _INDEX)
 _STATE_KEYS = ("epoch", "global_step", "log_history", "max_steps")
-_OWN_MODELS = (KamimSwinForMaskedImageModeling, KamimViTForImageClassification, KamimViTForMaskedImageModeling)
-_MODELS = {model.__name__: model for model in _OWN_MODELS}
 
 
 def faults(checkpoint: Path) -> list[str]:
@@ -110,15 +109,20 @@ def _faults_of_weights(checkpoint: Path) -> list[str]:
     file = checkpoint / "config.json"
     if not file.is_file():  # a head without an encoder: the trainer compares it with its own
         return []
-    name = (json.loads(file.read_text(encoding="utf-8")).get("architectures") or [None])[0]
+    config = json.loads(file.read_text(encoding="utf-8"))
+    name = (config.get("architectures") or [None])[0]
     if name is None:
         return ["has a config.json that names no architecture"]
-    model_class: Any = _MODELS.get(name, getattr(transformers, name, None))
-    if model_class is None:
+    own: dict[str, Any] = {KamimViTForImageClassification.__name__: KamimViTForImageClassification}
+    if config.get("model_type") in FAMILIES:
+        pretraining = model_class(config["model_type"])
+        own[pretraining.__name__] = pretraining
+    saved: Any = own.get(name, getattr(transformers, name, None))
+    if saved is None:
         return []  # a class of the user's own, which cannot be found by its name
     try:
         with quiet_loading():
-            _, info = model_class.from_pretrained(
+            _, info = saved.from_pretrained(
                 checkpoint,
                 device_map="meta",
                 output_loading_info=True,

@@ -167,8 +167,14 @@ def _may_differ(name: str, saved: Mapping[str, Any], settings: Mapping[str, Any]
         follows_scores = settings.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy")
         return not (settings.get("load_best_model_at_end") or follows_scores)
     if _BATCHING.fullmatch(name):
-        return "mask_ratio" in settings and settings.get("model_type") == "vit"
+        return "mask_ratio" in settings and not _draws_at_random(settings)
     return bool(_HARMLESS.fullmatch(name)) or (name in _MAY_GROW and settings[name] > saved[name] > 0)
+
+
+def _draws_at_random(settings: Mapping[str, Any]) -> bool:
+    """Whether the model may have dropout or drop path, which are drawn for each batch."""
+    is_given = any(settings.get(key) for key in ("model_name_or_path", "config_name", "config_overrides"))
+    return is_given or settings.get("model_type") not in ("vit", "deit", "vit_mae")
 
 
 def _same_content(saved: str, now: str) -> bool:

@@ -14,7 +14,7 @@ from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS as PRETRAINING
 from modeling_kamim.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("quickstart", "pretrain", "linear_probe", "finetune", "finetune/strong", "evaluation")
+FOLDERS = ("authors", "quickstart", "pretrain", "linear_probe", "finetune", "finetune/strong", "evaluation")
 ARCHITECTURES = ("vit_tiny", "vit_small", "vit_base", "swin_tiny", "swin_base")
 OTHER_DATA = ("cifar10", "cifar100", "inat21", "places365")
 
