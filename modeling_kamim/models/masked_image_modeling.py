@@ -4,6 +4,7 @@ The checkpoints are those of their family: `model_type` stays "vit", "swin", "di
 extra key of the config, and `AutoModel.from_pretrained` needs nothing of this package.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -176,6 +177,15 @@ class BeitPixelDecoder(PixelDecoder):
                 init.copy_(layer.weight, layer.weight * scale)
 
 
+class Dinov3PixelDecoder(PixelDecoder):
+    """The decoder on DINOv3, saved without a prefix: transformers 4 and 5 expect different ones."""
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        state = self.state_dict() if state_dict is None else state_dict
+        bare = {re.sub(r"^(model\.){1,2}", "", name): tensor for name, tensor in state.items()}
+        super().save_pretrained(save_directory, *args, state_dict=bare, **kwargs)
+
+
 class MaskedAutoencoder(KamimForMaskedImageModeling):
     """A ViT-MAE (arXiv:2111.06377): the encoder sees the visible patches alone, a small decoder predicts all.
 
@@ -237,7 +247,7 @@ def model_class(model_type: str) -> type[KamimForMaskedImageModeling]:
         InputError: for a `model_type` without a family.
     """
     family = family_of(model_type)
-    kinds = {"beit": BeitPixelDecoder, "vit_mae": MaskedAutoencoder}
+    kinds = {"beit": BeitPixelDecoder, "dinov3_vit": Dinov3PixelDecoder, "vit_mae": MaskedAutoencoder}
     kind = kinds.get(model_type, PixelDecoder if family.encoder else KamimForMaskedImageModeling)
     base = getattr(transformers, family.extends)
     stem = family.extends.removesuffix("ForMaskedImageModeling").removesuffix("ForPreTraining")

@@ -123,6 +123,7 @@ def test_what_contradicts_the_checkpoint(arguments, message, monkeypatch, tmp_pa
 
 def test_a_config_without_weights_is_a_random_model(monkeypatch, tmp_path):
     tiny_config("deit").save_pretrained(tmp_path / "base")
-    output_dir = command(monkeypatch, pretrain, tmp_path / "out", "--config_name", tmp_path / "base", "--max_steps", "1")
+    arguments = ["--config_name", tmp_path / "base", "--max_steps", "1"]
+    output_dir = command(monkeypatch, pretrain, tmp_path / "out", *arguments)
     config = json.loads((output_dir / "config.json").read_text())
     assert config["model_type"] == "deit" and config["kamim"]["base_model"] is None
