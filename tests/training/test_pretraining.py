@@ -120,7 +120,7 @@ def test_a_broken_image_is_named_or_left_out_and_listed(monkeypatch, tmp_path, p
         (["--image_size", "100"], "image_size is 100"),
         (["--weight_patch_size", "5"], "weight_patch_size is 5"),
         (["--mask_patch_size", "8"], "mask_patch_size is 8"),
-        (["--model_type", "swin", "--model_size", "small"], "model_size is 'small'"),
+        (["--model_type", "swin", "--model_size", "huge"], "model_size is 'huge'"),
         (["--dataset_name", "./nowhere"], "nowhere"),
         (["--temprature", "1"], "did you mean 'temperature'"),
         (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint is 'nowhere'"),
