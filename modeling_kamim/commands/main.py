@@ -9,7 +9,7 @@ from .endings import run
 from .spelling import check_options
 
 COMMANDS = {
-    "pretrain": "pretrain a ViT or Swin by masked image modeling, with keypoint weights or without",
+    "pretrain": "pretrain a vision transformer, from random weights or a checkpoint",
     "evaluate": "score a checkpoint: linear probes, nearest neighbors, fine-tuning",
     "reconstruct": "score and draw what checkpoints fill into masked images",
     "report": "gather results of evaluations in tables and pictures",
@@ -58,7 +58,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
     return f"""usage: kamim COMMAND [config.yaml] [--key value ...]
 
-KAMIM {__version__}: keypoint-aware masked image modeling on transformers' ViT and Swin.
+KAMIM {__version__}: keypoint-aware masked image modeling on vision transformers of HuggingFace.
 
 commands:
 {lines}

@@ -1,8 +1,9 @@
-"""Pretrain a ViT or Swin by masked image modeling, with keypoint weights (KAMIM) or without (SimMIM).
+"""Pretrain a vision transformer by masked image modeling, with keypoint weights (KAMIM) or without (SimMIM, MAE).
 
 accelerate launch -m modeling_kamim.commands.pretrain --model_type vit
 kamim pretrain configs/quickstart/pretrain.yaml --temperature 0.5
 kamim pretrain --model_type swin --model_size tiny --dataset_name path/to/images --weighting none
+kamim pretrain --model_name_or_path facebook/dinov2-small --image_size 224 --dataset_name path/to/images
 """
 
 import dataclasses

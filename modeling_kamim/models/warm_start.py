@@ -1,5 +1,6 @@
 """Start pretraining from a checkpoint: an encoder, a masked image model or a classifier of one of the families."""
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, ViTConfig
 
 from ..errors import InputError
+from ..privacy import HUB_ID
 from .classifier import KamimViTClassifierConfig
 from .families import encoder_stride, family_of
 from .loading import load_whole, loading_failure
@@ -69,6 +71,8 @@ def vit_config(config: PreTrainedConfig) -> ViTConfig:
 
 
 def _original_config(name_or_path: str) -> PreTrainedConfig:
+    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
+        raise InputError(f"{name_or_path!r} is no directory, and no id of the Hub (user/name); give one of them")
     try:
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError, ImportError) as error:

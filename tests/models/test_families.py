@@ -333,6 +333,11 @@ def test_a_checkpoint_with_gaps_is_no_start(spoil, message, tmp_path):
         warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
 
 
+def test_a_path_that_is_not_there():
+    with pytest.raises(InputError, match="'path/to/it' is no directory, and no id of the Hub"):
+        config_to_pretrain("path/to/it")
+
+
 def test_rectangles_and_other_types_are_refused(tmp_path):
     config = tiny_config("vit")
     config.image_size = [32, 64]
