@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..data.samples import channels_first
 from ..data.views import View
 from ..errors import InputError, first_line
-from ..models.backbone import load_backbone
+from ..models.backbone import load_backbone, random_model, with_all_patches
 from ..models.loading import load_pretrained_model, quiet_loading
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.pixel_range import PixelRange
@@ -107,7 +107,7 @@ class Encoder:
     ):
         self.name, self.image_size, self.checkpoint, self.device = name, image_size, checkpoint, device
         self.mean, self.std, self.pixel_range = list(mean), list(std), pixel_range
-        self.model = model.to(device).eval()
+        self.model = with_all_patches(model.to(device).eval())
         # The other implementations give no maps; where there is no eager one, the analyses of attention are refused
         with quiet_loading(), suppress(ValueError, AttributeError):
             self.model.set_attn_implementation("eager")
@@ -283,7 +283,7 @@ def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:
     """Return an encoder of the same architecture, resolution and normalization with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModel.from_config(like.config)
+        model = random_model(like.config)
     return Encoder(name, model, like.image_size, like.mean, like.std, like.device)
 
 

@@ -30,10 +30,8 @@ class Backbone(nn.Module):
         super().__init__()
         if pooling not in POOLINGS:
             raise InputError(f"pooling is {pooling!r}; allowed: {', '.join(POOLINGS)}")
-        self.model = model
+        self.model = with_all_patches(model)
         self.pooling = pooling
-        if model.config.model_type == "vit_mae":
-            model.embeddings.random_masking = keep_visible  # the stock one shuffles the tokens, and drops some
 
     @property
     def image_size(self) -> int:
@@ -89,6 +87,20 @@ def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int) -> int:
     return num_tokens - math.isqrt(num_tokens) ** 2
 
 
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return an encoder with random weights."""
+    if config.model_type == "vit_mae":  # that of transformers has no positions
+        return KamimForMaskedImageModeling.from_config(config).base_model
+    return AutoModel.from_config(config)
+
+
+def with_all_patches(model: PreTrainedModel) -> PreTrainedModel:
+    """Have a masked autoencoder keep all patches in their order, which it would shuffle and drop; returns the model."""
+    if model.config.model_type == "vit_mae":
+        model.embeddings.random_masking = keep_visible
+    return model
+
+
 def load_backbone(
     name_or_path: str | None,
     model_type: str,
@@ -111,9 +123,7 @@ def load_backbone(
     """
     if name_or_path is None:
         random_config = build_config(model_type, model_size, image_size or 192, config_overrides)
-        if model_type == "vit_mae":  # transformers' own has no positions
-            return Backbone(KamimForMaskedImageModeling.from_config(random_config).base_model, pooling)
-        return Backbone(AutoModel.from_config(random_config), pooling)
+        return Backbone(random_model(random_config), pooling)
     model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",))  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_models import tiny_config
 from transformers import SwinConfig, ViTConfig, ViTMAEConfig, ViTMAEModel, ViTModel
 
 from modeling_kamim import KamimForMaskedImageModeling
@@ -24,6 +25,7 @@ from modeling_kamim.analysis.options import ANALYSES, AnalysisArguments
 from modeling_kamim.analysis.tokens import pca
 from modeling_kamim.commands import analyze as run_analysis
 from modeling_kamim.errors import InputError
+from modeling_kamim.models.families import FAMILIES, encoder_stride
 from modeling_kamim.models.processor import image_processor
 
 CPU = torch.device("cpu")
@@ -238,6 +240,21 @@ def test_a_masked_autoencoder_keeps_its_patches_in_order(images):
     with torch.no_grad():
         expected = embeddings.patch_embeddings(encoder.pixels(images)) + embeddings.position_embeddings[:, 1:]
     torch.testing.assert_close(first.layers[0], expected)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_patches_and_attention_of_every_family(model_type, images, tmp_path):
+    config = tiny_config(model_type, kamim=KAMIM)
+    encoder = load_encoder(model_type, save(config, tmp_path), CPU)
+    outputs = encoder(images, attention=True)
+    assert outputs.final.shape[:2] == (7, (32 // encoder_stride(config)) ** 2)
+    assert load_decoder(encoder).config.model_type == model_type
+    if model_type == "focalnet":
+        with pytest.raises(AnalysisRefused, match="gives no attention maps"):
+            encoder.layer_attention(outputs, 0, 7)
+    else:
+        shares = encoder.layer_attention(outputs, 0, 7).weights.sum(dim=-1)
+        torch.testing.assert_close(shares, torch.ones_like(shares))
 
 
 def test_random_weights_are_those_of_the_seed_and_leave_the_others_alone(checkpoints, images):
