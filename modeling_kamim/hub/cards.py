@@ -73,6 +73,7 @@ def pretraining_card(
         method=method,
         base=_name(base, "checkpoint") if base else None,
         drops_masked=drops_masked,
+        has_pooler=config.model_type in ("vit", "deit"),
         image_size=config.image_size,
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,

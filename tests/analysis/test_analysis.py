@@ -281,14 +281,14 @@ def test_loss_shares_follow_the_weights():
 
 
 def test_cell_errors_are_those_of_the_loss():
-    from modeling_kamim import masked_l1
+    from modeling_kamim import masked_loss
 
     target, output = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
     mask, weights = torch.rand(2, 2, 2) < 0.5, 1 + torch.rand(2, 4, 4)
     mask[0, 0, 0] = True
     errors, masked, cells = cell_errors(output, target, mask, weights)
     assert errors.shape == masked.shape == cells.shape == (2, 16)
-    weighted, plain = masked_l1(output, target, mask, weights)
+    weighted, plain = masked_loss(output, target, mask, weights)
     torch.testing.assert_close(errors[masked].mean(), plain)
     torch.testing.assert_close((errors * cells)[masked].mean(), weighted)
 

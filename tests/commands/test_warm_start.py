@@ -45,6 +45,7 @@ def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatc
     card = (whole / "README.md").read_text()
     assert "The training began with the weights of a local checkpoint (base)" in card
     assert f"A {FAMILIES[model_type].title} (" in card
+    assert ("mask_ratio=0.0)" in card) == (model_type == "vit_mae")
 
     probe = ["--protocol", "cached", "--model_name_or_path", whole]
     results = json.loads((command(monkeypatch, evaluate, tmp_path / "probe", *probe) / "results.json").read_text())

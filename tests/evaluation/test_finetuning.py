@@ -26,8 +26,8 @@ from modeling_kamim import (
 )
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.finetuning import ExponentialMovingAverage, add_drop_path, parameter_groups
+from modeling_kamim.models.positions import resized_state_dict
 from modeling_kamim.models.processor import image_processor
-from modeling_kamim.models.resizing import resized_state_dict
 from modeling_kamim.training.trainer import ClassificationTrainer
 
 VIT = {

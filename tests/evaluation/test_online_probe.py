@@ -19,6 +19,7 @@ from modeling_kamim.evaluation.online_probe import OnlineProbe, layer_index
 from modeling_kamim.evaluation.probing import LinearProbe
 from modeling_kamim.evaluation.probing import probe as fit_probes
 from modeling_kamim.models.backbone import Backbone
+from modeling_kamim.models.families import num_prefix_tokens
 from modeling_kamim.models.processor import image_processor
 from modeling_kamim.objective.weighting import CellWeighting
 from modeling_kamim.training.trainer import MaskedImageTrainer, PixelTrainer
@@ -221,7 +222,7 @@ def test_the_scores_are_those_of_the_current_weights_in_evaluation_mode(tmp_path
         pixels = PixelTrainer._prepare_inputs(trainer, {"pixel_values": dataset.pixels})["pixel_values"]
         with torch.no_grad():
             tokens = trainer.model.base_model(pixels).last_hidden_state
-        features.append(tokens[:, trainer.model.num_prefix_tokens :].mean(dim=1))
+        features.append(tokens[:, num_prefix_tokens(trainer.model.config) :].mean(dim=1))
     votes = nearest_neighbors(features[0], train.labels, features[1], 3, 20, 0.07)
     logits = fit_probes(RECIPE, features[0][:, None], train.labels, features[1][:, None], 3).logits[0]
     for name, scores in (("knn_top1", votes), ("probe_top1", logits)):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from modeling_kamim import KamimForMaskedImageModeling, build_config
 from modeling_kamim.objective.density import resample_density
-from modeling_kamim.objective.losses import masked_l1
+from modeling_kamim.objective.losses import masked_loss
 from modeling_kamim.objective.weighting import MAX_EXPONENT, WEIGHTINGS, CellWeighting, keypoint_weights
 
 CASES = 100
@@ -133,7 +133,7 @@ def test_the_weighted_loss_of_half_precision_is_exact(dtype, density, temperatur
     reconstruction, target, mask = loss_case(density, dtype, seed)
     with torch.autocast("cpu", dtype):
         weights = CellWeighting("keypoint", temperature)(density)
-        loss, unweighted = masked_l1(reconstruction, target, mask, weights)
+        loss, unweighted = masked_loss(reconstruction, target, mask, weights)
     expected, _ = exact_loss(reconstruction, target, mask, weights)
     assert loss.dtype == unweighted.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=1e-4)
@@ -146,7 +146,7 @@ def test_the_largest_error_that_half_precision_holds_times_the_largest_weight(dt
     reconstruction = torch.full((1, 3, 8, 8), 6e4, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", dtype):
         weights = CellWeighting("keypoint", 0.05)(density)
-        loss, _ = masked_l1(reconstruction, torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2, dtype=torch.bool), weights)
+        loss, _ = masked_loss(reconstruction, torch.zeros(1, 3, 8, 8), torch.ones(1, 2, 2, dtype=torch.bool), weights)
     assert loss.item() == pytest.approx(6e4 * (1 + 3 * math.exp(20)) / 4, rel=1e-2)
 
 
@@ -177,7 +177,7 @@ def test_scaled_gradients_are_the_weights(dtype, density, temperature, seed):
     _, gradient = exact_loss(reconstruction, target, mask, weights)
     scale = 2.0 ** math.floor(math.log2(LARGEST_HALF / np.abs(gradient).max()))
     with torch.autocast("cpu", dtype):
-        loss, _ = masked_l1(reconstruction, target, mask, weights)
+        loss, _ = masked_loss(reconstruction, target, mask, weights)
     (scale * loss).backward()
     found = reconstruction.grad.double().numpy() / scale
     assert np.isfinite(found).all()

@@ -134,7 +134,7 @@ def test_the_preparation_shares_the_table():
         (["--dataloader_persistent_workers", "true"], ["--dataloader_num_workers 1 or more"]),
         (["--max_steps", "5", "--warmup_steps", "6"], ["warmup_steps is 6.0", "5 step(s)"]),
         (["--mask_ratio", "0.99", "--image_size", "64"], ["mask_ratio is 0.99", "all of the 4 block(s)"]),
-        (["--image_size", "32"], ["all of the 1 block(s)"]),
+        (["--image_size", "32", "--mask_patch_size", "32"], ["all of the 1 block(s)"]),
         (["--image_size", "100000"], ["image_size is 100000", "GB"]),
         (["--model_type", "swin", "--model_size", "tiny", "--image_size", "100000"], ["image_size is 100000", "GB"]),
         (["--keypoint_detector_args", '{"threshold": NaN}'], ["NaN"]),
