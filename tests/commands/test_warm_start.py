@@ -29,6 +29,7 @@ def command(monkeypatch, module, output_dir, *arguments):
 def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatch, tmp_path, caplog):
     AutoModel.from_config(tiny_config(model_type)).save_pretrained(tmp_path / "base")
     training = ["--model_name_or_path", tmp_path / "base", "--max_steps", "3", "--save_steps", "2"]
+    training += ["--probe_every", "3", "--probe_images", "16"]
     with caplog.at_level("INFO"):
         whole = command(monkeypatch, pretrain, tmp_path / "whole", *training)
     assert any(f"({model_type}) loaded; new: decoder" in record.getMessage() for record in caplog.records)
@@ -38,6 +39,8 @@ def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatc
     assert expected.keys() == found.keys()
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
 
+    log = json.loads((whole / "trainer_state.json").read_text())["log_history"]
+    assert any("probe_top1" in entry for entry in log)
     config = json.loads((whole / "config.json").read_text())
     assert config["model_type"] == model_type
     assert config["kamim"]["base_model"] == "local:base"
