@@ -41,6 +41,11 @@ def public_name(name: str) -> str:
     return f"local:{'home' if is_home else _plain(folder)}"
 
 
+def public_dataset(name: str | None) -> str:
+    """The public name of a data set as it is given; None stands for the embedded photographs."""
+    return public_name(name) if name else EMBEDDED_PHOTOGRAPHS
+
+
 def _plain(name: str) -> str:
     return "".join(character if character.isprintable() else "_" for character in name)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ..data.samples import channels_first
 from ..data.views import View
 from ..errors import InputError, first_line
-from ..models.backbone import load_backbone, random_model, with_all_patches
+from ..models.backbone import load_backbone, prefix_length, random_model, with_all_patches
 from ..models.loading import load_pretrained_model, quiet_loading
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.pixel_range import PixelRange
@@ -173,7 +173,7 @@ class Encoder:
         """
         weights = self.attention_maps(outputs)[index]
         windows = len(weights) // batch_size
-        prefix = 0 if self.has_windows else _num_prefix_tokens(weights.shape[-1], self._grid_side())
+        prefix = 0 if self.has_windows else prefix_length(self.config, weights.shape[-1], self._grid_side())
         patches, prefix_share = patch_attention(weights, prefix)
         side = math.sqrt(windows * patches.shape[-1])
         if side != int(side) or self.image_size % int(side):
@@ -197,7 +197,7 @@ class Encoder:
         if layer.ndim == 4:  # (batch_size, channels, rows, columns)
             return layer.flatten(2).transpose(1, 2)
         expected = None if self.has_windows else self._grid_side()
-        return layer[:, _num_prefix_tokens(layer.shape[1], expected) :]
+        return layer[:, prefix_length(self.config, layer.shape[1], expected) :]
 
     def _grid_side(self) -> int | None:
         patch_size = getattr(self.config, "patch_size", None)
@@ -221,13 +221,6 @@ def token_map(tokens: torch.Tensor) -> torch.Tensor:
     if side**2 != tokens.shape[1]:
         raise AnalysisRefused(f"its {tokens.shape[1]} tokens are no square grid")
     return tokens.transpose(1, 2).unflatten(2, (side, side))
-
-
-def _num_prefix_tokens(num_tokens: int, expected_side: int | None) -> int:
-    """Return how many tokens are CLS and registers: those beyond the expected grid, or beyond the largest square."""
-    if expected_side is not None and num_tokens >= expected_side**2:
-        return num_tokens - expected_side**2
-    return num_tokens - math.isqrt(num_tokens) ** 2
 
 
 @contextmanager

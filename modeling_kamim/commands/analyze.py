@@ -23,7 +23,7 @@ from ..analysis.tokens import check_scikit_learn
 from ..data.bad_images import list_bad_images
 from ..errors import InputError, first_line
 from ..evaluation.results import device_name
-from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..privacy import public_dataset, public_name
 from ..training.run_directory import check_reports
 from .endings import run
 from .parser import parse
@@ -98,7 +98,7 @@ def facts(
     for reference in dict.fromkeys(references.values()):
         alike = ", ".join(name for name, random in references.items() if random is reference)
         lines.append(f"Reference {reference.name}: random weights of the architecture of {alike} (seed {args.seed}).")
-    data = EMBEDDED_PHOTOGRAPHS if args.dataset_name is None else public_name(args.dataset_name)
+    data = public_dataset(args.dataset_name)
     lines.append(f"Images: {len(images)} of {data}, split {images.split}, drawn with seed {args.seed}.")
     threads = torch.get_num_threads()
     lines.append(f"Time: {seconds:.0f} s on {device_name(encoders[0].device)}, {threads} CPU thread(s).")

@@ -30,10 +30,11 @@ from ..evaluation.online_probe import OnlineProbe
 from ..evaluation.results import checkpoint_rows
 from ..evaluation.settings import OnlineProbeArguments
 from ..hub.cards import pretraining_card
+from ..models.families import family_of
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
 from ..models.warm_start import warm_start
-from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..privacy import public_dataset, public_name
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage
@@ -95,7 +96,7 @@ def pretrain(
     shuffle_buffer = stream_args.shuffle_buffer if stream_args.streaming else None
     source = open_source(data_args, kamim_args, training_args, shuffle_buffer, probe_args.probe_every)
 
-    dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
+    dataset = public_dataset(data_args.dataset_name)
     model = build_model(kamim_args, dataset, training_args.attn_implementation)
     processor = image_processor(kamim_args.image_size, checkpoint or kamim_args.model_name_or_path)
     page = CheckpointPage(given_settings(PRETRAINING_ARGUMENTS), training_args, dataset)
@@ -133,7 +134,7 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
     kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
     kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
     config = kamim_args.model_config(kamim=kamim)
-    if config.model_type == "vit_mae":  # for transformers' own class
+    if family_of(config).drops_masked:  # for transformers' own class
         config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, kamim_args.target == "normalized_pixels"
     if base is None:
         return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)

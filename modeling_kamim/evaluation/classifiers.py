@@ -3,7 +3,6 @@
 from typing import Any
 
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
     SwinConfig,
     SwinForImageClassification,
@@ -13,11 +12,11 @@ from transformers import (
     ViTModel,
 )
 
-from ..errors import InputError, first_line
+from ..errors import InputError
 from ..models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
-from ..models.loading import load_whole
+from ..models.loading import load_config, load_whole
 from ..models.positions import resized_config, resized_state_dict
-from ..models.sizes import build_config, check_image_size
+from ..models.sizes import build_config, check_image_size, square_sides
 from ..models.warm_start import vit_config
 from .finetuning import add_drop_path
 from .settings import ClassificationArguments
@@ -87,10 +86,7 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
     if args.model_name_or_path is None:
         config = build_config(args.model_type, args.model_size, args.image_size or 192, args.config_overrides)
     else:
-        try:
-            config = AutoConfig.from_pretrained(args.model_name_or_path, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot load {args.model_name_or_path!r}: {first_line(error)}") from error
+        config = load_config(args.model_name_or_path)
     if config.model_type not in ENCODERS:
         raise InputError(
             f"{args.model_name_or_path or 'the encoder'} is a {config.model_type!r}; the protocols that train a "
@@ -99,6 +95,7 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
         )
     if config.model_type == "vit_mae":  # an encoder of all patches is a ViT
         config = vit_config(config)
+    square_sides(config)
     if args.image_size not in (None, config.image_size):
         if args.mode != "finetune":
             raise InputError(
@@ -110,7 +107,7 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
 
 
 def _load_encoder(encoder: ViTModel | SwinModel, checkpoint: str) -> None:
-    encoder_class, settings = ENCODERS[AutoConfig.from_pretrained(checkpoint, trust_remote_code=False).model_type]
+    encoder_class, settings = ENCODERS[load_config(checkpoint).model_type]
     loaded, _ = load_whole(encoder_class, checkpoint, **settings)
     weights = resized_state_dict(loaded.state_dict(), loaded.config, encoder.config)
     read = encoder.state_dict()

@@ -36,7 +36,7 @@ from .. import __version__
 from ..errors import first_line
 from ..files import json_values, write_text
 from ..models.families import model_depth
-from ..privacy import EMBEDDED_PHOTOGRAPHS, HUB_ID, public_name, public_settings
+from ..privacy import HUB_ID, public_dataset, public_name, public_settings
 from ..training.run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ def provenance(
         device: of the evaluation.
     """
     return {
-        "dataset": EMBEDDED_PHOTOGRAPHS if dataset_name is None else public_name(dataset_name),
+        "dataset": public_dataset(dataset_name),
         "train_fingerprint": getattr(train_images, "_fingerprint", None),
         "validation_fingerprint": getattr(validation_images, "_fingerprint", None),
         "checkpoint": None if checkpoint is None else public_name(checkpoint),

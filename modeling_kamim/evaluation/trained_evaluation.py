@@ -15,7 +15,7 @@ from ..data.loading import DataArguments
 from ..data.samples import SampleDataset
 from ..errors import InputError
 from ..hub.cards import classifier_card
-from ..privacy import EMBEDDED_PHOTOGRAPHS, public_name
+from ..privacy import public_dataset, public_name
 from ..training.checkpoint_page import CheckpointPage
 from ..training.resume import find_checkpoint, run_settings
 from ..training.trainer import ClassificationTrainer
@@ -63,8 +63,7 @@ class TrainedEvaluation:
             self.parameter_groups = lambda model: parameter_groups(model, *rates)
         if class_args.recipe.pooled_norm == "batchnorm":
             _drop_incomplete_batches(training_args)
-        dataset = public_name(data_args.dataset_name) if data_args.dataset_name else EMBEDDED_PHOTOGRAPHS
-        self.page = CheckpointPage(settings, training_args, dataset)
+        self.page = CheckpointPage(settings, training_args, public_dataset(data_args.dataset_name))
         self.trainer: ClassificationTrainer | None = None
 
     def rows(

@@ -58,7 +58,6 @@ def pretraining_card(
     drops_masked = family_of(config).drops_masked
     unweighted = "MAE's objective" if drops_masked else "SimMIM's objective"
     method = {"keypoint": "KAMIM", "none": unweighted}.get(weighting, f"{weighting} weights, a control")
-    is_hub = base is not None and HUB_ID.fullmatch(base) is not None
     num_blocks = (config.image_size // config.kamim["mask_patch_size"]) ** 2
     return _card(
         "pretrained.md",
@@ -66,7 +65,7 @@ def pretraining_card(
         ModelCardData(
             pipeline_tag="image-feature-extraction",
             tags=_TAGS,
-            base_model=base if is_hub else None,
+            base_model=_hub_id(base),
             **_metadata(run),
         ),
         architecture=_architecture(config),
@@ -93,11 +92,10 @@ def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str 
         mode: "linear_probe" or "finetune".
         encoder: public name of the checkpoint that it began with; None for random weights.
     """
-    is_hub = encoder is not None and HUB_ID.fullmatch(encoder) is not None
     metadata = ModelCardData(
         pipeline_tag="image-classification",
         tags=["kamim", mode.replace("_", "-")],
-        base_model=encoder if is_hub else None,
+        base_model=_hub_id(encoder),
         **_metadata(run),
     )
     return _card(
@@ -208,13 +206,18 @@ def _card(template: str, run: Run, metadata: ModelCardData, **values: Any) -> Mo
 
 
 def _metadata(run: Run) -> dict[str, Any]:
-    is_hub = HUB_ID.fullmatch(run.dataset) is not None
+    dataset = _hub_id(run.dataset)
     return {
         "library_name": "transformers",
         "license": run.license,
-        "datasets": [run.dataset] if is_hub else None,
+        "datasets": [dataset] if dataset else None,
         "model_name": one_line(run.title.split("/")[-1]),
     }
+
+
+def _hub_id(name: str | None) -> str | None:
+    """A public name where it is an id of the Hub, else None."""
+    return name if name is not None and HUB_ID.fullmatch(name) else None
 
 
 def _name(name: str, kind: str) -> str:

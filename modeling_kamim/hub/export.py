@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel, SwinConfig, ViTConfig
+from transformers import AutoModel, PreTrainedModel, SwinConfig, ViTConfig
 
 from ..errors import InputError
-from ..models.loading import load_whole, loading_failure
+from ..models.loading import load_config, load_whole
 from ..models.processor import image_processor
 from ..privacy import public_name
 from .conversion import check_output_dir, parameter_names, written_whole
@@ -84,10 +84,7 @@ def _check_installed(packages: tuple[str, ...], extra: str) -> None:
 
 
 def _load_encoder(name_or_path: str) -> PreTrainedModel:
-    try:
-        model_type = AutoConfig.from_pretrained(name_or_path, trust_remote_code=False).model_type
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+    model_type = load_config(name_or_path).model_type
     if model_type not in ("vit", "swin"):
         raise InputError(f"{name_or_path} is a {model_type!r} checkpoint; give a ViT or Swin")
     model, _ = load_whole(AutoModel, name_or_path, add_pooling_layer=False, dtype=torch.float32)

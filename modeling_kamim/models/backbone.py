@@ -72,7 +72,7 @@ class Backbone(nn.Module):
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
-        prefix = _num_prefix_tokens(self.model.config, layer.shape[1])
+        prefix = prefix_length(self.model.config, layer.shape[1])
         if self.pooling == "mean":
             return layer[:, prefix:].mean(dim=1)
         if prefix == 0:
@@ -80,11 +80,18 @@ class Backbone(nn.Module):
         return layer[:, 0]
 
 
-def _num_prefix_tokens(config: PreTrainedConfig, num_tokens: int) -> int:
-    """Of a family that is not known here, what is left beside the largest square of patches."""
+def prefix_length(config: PreTrainedConfig, num_tokens: int, side: int | None = None) -> int:
+    """CLS and registers among the tokens of an encoder: its family's, or of another what the patches leave.
+
+    Args:
+        num_tokens: of an output.
+        side: patches on a side of the image; the largest square where None or where there are fewer tokens.
+    """
     if config.model_type in FAMILIES:
         return num_prefix_tokens(config)
-    return num_tokens - math.isqrt(num_tokens) ** 2
+    if side is None or num_tokens < side**2:
+        side = math.isqrt(num_tokens)
+    return num_tokens - side**2
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError, first_line
@@ -26,6 +27,18 @@ def loading_failure(error: Exception) -> str:
     )
 
 
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The config of a checkpoint, directory or Hub id.
+
+    Raises:
+        InputError: if it cannot be loaded.
+    """
+    try:
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
+
+
 def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] = (), **settings: Any) -> Any:
     """A pretrained model by `model_class.from_pretrained`, in which no weight is random that should not be.
 
@@ -42,7 +55,6 @@ def load_whole(model_class: Any, name_or_path: str, may_be_new: tuple[str, ...] 
     Raises:
         InputError: if it cannot be loaded, lacks other weights, or has them in other shapes.
     """
-    settings = {key: value for key, value in settings.items() if value is not None}
     settings = {**SAFE_LOADING, "output_loading_info": True, "ignore_mismatched_sizes": True, **settings}
     try:
         with quiet_loading():  # what the checkpoint has beside the model is left out on purpose

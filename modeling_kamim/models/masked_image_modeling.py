@@ -118,7 +118,8 @@ class KamimForMaskedImageModeling(PreTrainedModel):
             of each patch, which the model does not predict, are those of the image itself.
         """
         reconstruction, outputs = self.reconstruct(pixel_values, bool_masked_pos, **kwargs)
-        target, is_normalized = pixel_values, self.objective["target"] == "normalized_pixels"
+        target, objective = pixel_values, self.objective
+        is_normalized = objective["target"] == "normalized_pixels"
         if reconstruction.shape != pixel_values.shape:
             raise ValueError(
                 f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values {tuple(pixel_values.shape)}: "
@@ -131,7 +132,7 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         loss = unweighted = None
         if bool_masked_pos is not None:
             mask = bool_masked_pos.unflatten(1, tuple(side // self.config.patch_size for side in target.shape[2:]))
-            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, self.objective["loss"])
+            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, objective["loss"])
         return KamimMaskedImageModelingOutput(
             loss=loss,
             reconstruction=reconstruction * deviation + mean if is_normalized else reconstruction,
@@ -247,8 +248,11 @@ def model_class(model_type: str) -> type[KamimForMaskedImageModeling]:
         InputError: for a `model_type` without a family.
     """
     family = family_of(model_type)
-    kinds = {"beit": BeitPixelDecoder, "dinov3_vit": Dinov3PixelDecoder, "vit_mae": MaskedAutoencoder}
-    kind = kinds.get(model_type, PixelDecoder if family.encoder else KamimForMaskedImageModeling)
+    kind = KamimForMaskedImageModeling
+    if family.drops_masked:
+        kind = MaskedAutoencoder
+    elif family.encoder:
+        kind = {"beit": BeitPixelDecoder, "dinov3_vit": Dinov3PixelDecoder}.get(model_type, PixelDecoder)
     base = getattr(transformers, family.extends)
     stem = family.extends.removesuffix("ForMaskedImageModeling").removesuffix("ForPreTraining")
     name = f"Kamim{stem.removesuffix('PreTrainedModel')}ForMaskedImageModeling"

@@ -58,19 +58,21 @@ def _overrides(model_type: str, text: str | None) -> dict[str, Any]:
         ) from error
 
 
+def square_sides(config: PreTrainedConfig) -> None:
+    """Make lists of equal sides numbers, as foreign configs have them; raise InputError for rectangles."""
+    for key in ("image_size", "patch_size"):
+        sides = getattr(config, key)
+        if not isinstance(sides, int):
+            if len(set(sides)) > 1:
+                raise InputError(f"images and patches must be squares; {key} is {sides}")
+            setattr(config, key, sides[0])
+
+
 def check_image_size(config: PreTrainedConfig) -> None:
     """Raise InputError unless every patch, and for Swin every window of every stage, fits `config.image_size`.
 
     Also where a single image would take more than this machine's memory.
     """
-    sides = {
-        key: value if isinstance(value, int) else value[0]
-        for key in ("image_size", "patch_size")
-        if isinstance(value := getattr(config, key), int) or len(set(value)) == 1
-    }
-    if len(sides) < 2:
-        raise InputError(f"images and patches must be squares; image_size is {config.image_size}")
-    config.image_size, config.patch_size = sides["image_size"], sides["patch_size"]
     stride, image_size = encoder_stride(config), config.image_size
     if image_size <= 0 or image_size % stride:
         raise InputError(f"image_size is {image_size}; it must be a multiple of {stride} for {config.model_type}")

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, ViTConfig
+from transformers import PreTrainedConfig, ViTConfig
 
 from ..errors import InputError
 from ..privacy import HUB_ID
 from .classifier import KamimViTClassifierConfig
 from .families import encoder_stride, family_of
-from .loading import load_whole, loading_failure
+from .loading import load_config, load_whole
 from .masked_image_modeling import KamimForMaskedImageModeling, model_class
 from .positions import resized_config, resized_state_dict
-from .sizes import check_image_size
+from .sizes import check_image_size, square_sides
 
 _MAY_BE_NEW = ("decoder", "mask_token", "pooler")
 
@@ -44,7 +44,17 @@ def config_to_pretrain(name_or_path: str, image_size: int | None = None) -> PreT
     Raises:
         InputError: if there is no config of one of the families, or the image size does not fit it.
     """
-    config = _original_config(name_or_path)
+    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
+        raise InputError(f"{name_or_path!r} is no directory, and no id of the Hub (user/name); give one of them")
+    config = _to_pretrain(load_config(name_or_path), name_or_path)
+    if image_size not in (None, config.image_size):
+        config = resized_config(config, image_size)
+        check_image_size(config)
+    return config
+
+
+def _to_pretrain(config: PreTrainedConfig, name_or_path: str) -> PreTrainedConfig:
+    """The config of a checkpoint as pretraining needs it, at its own image size."""
     if isinstance(config, KamimViTClassifierConfig):
         if not config.final_layernorm:
             raise InputError(
@@ -54,13 +64,11 @@ def config_to_pretrain(name_or_path: str, image_size: int | None = None) -> PreT
         config = vit_config(config)
     if "use_mask_token" in family_of(config).settings:
         config.use_mask_token = True
+    square_sides(config)
     check_image_size(config)
     if hasattr(config, "encoder_stride"):
         config.encoder_stride = encoder_stride(config)
     config.num_labels = 2  # transformers' default, which is not saved
-    if image_size not in (None, config.image_size):
-        config = resized_config(config, image_size)
-        check_image_size(config)
     return config
 
 
@@ -68,15 +76,6 @@ def vit_config(config: PreTrainedConfig) -> ViTConfig:
     """The `ViTConfig` with the settings of a config of another type of the same encoder (a classifier, a ViT-MAE)."""
     known = ViTConfig().to_dict().keys() - {"model_type", "architectures", "id2label", "label2id"}
     return ViTConfig(**{key: value for key, value in config.to_dict().items() if key in known})
-
-
-def _original_config(name_or_path: str) -> PreTrainedConfig:
-    if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
-        raise InputError(f"{name_or_path!r} is no directory, and no id of the Hub (user/name); give one of them")
-    try:
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"cannot load {name_or_path!r}: {loading_failure(error)}") from error
 
 
 def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> WarmStart:
@@ -94,19 +93,20 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
     Raises:
         InputError: if other weights are missing, or weights are not finite or have other shapes.
     """
-    old_config = config_to_pretrain(name_or_path)
-    is_classifier = isinstance(_original_config(name_or_path), KamimViTClassifierConfig)
+    saved = load_config(name_or_path)
+    is_classifier, old_config = isinstance(saved, KamimViTClassifierConfig), _to_pretrain(saved, name_or_path)
+    is_resized = old_config.image_size != config.image_size
     model, info = load_whole(
         model_class(config.model_type),
         name_or_path,
         _MAY_BE_NEW,
-        config=old_config if old_config.image_size != config.image_size else config,
+        config=old_config if is_resized else config,
         dtype=torch.float32,
         attn_implementation=attn_implementation,
         key_mapping={r"^encoder\.": "vit."} if is_classifier else None,
     )
     resized = ""
-    if old_config.image_size != config.image_size:
+    if is_resized:
         resized = f", resized from {old_config.image_size} to {config.image_size} px"
         weights = resized_state_dict(model.state_dict(), old_config, config)
         model = KamimForMaskedImageModeling.from_config(config, attn_implementation=attn_implementation)

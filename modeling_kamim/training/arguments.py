@@ -44,7 +44,7 @@ class KamimArguments:
     model_type: str = HfArg(
         default=None, metadata={"choices": list(FAMILIES)}, help="Architecture (docs/families.md); vit."
     )
-    model_size: str | None = HfArg(
+    model_size: str = HfArg(
         default=None, help="Size of random weights: tiny, small, base, large, ... (docs/families.md); base."
     )
     image_size: int = HfArg(default=None, help="Side of the input in pixels; the checkpoint's, or 192.")
@@ -83,6 +83,8 @@ class KamimArguments:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.model_name_or_path is None and self.config_name is None:
+            self.model_size = self.model_size or "base"
         config = self.model_config()
         family, patch_size = family_of(config), config.patch_size
         self.model_type, self.image_size = config.model_type, config.image_size
@@ -110,7 +112,7 @@ class KamimArguments:
     @property
     def method(self) -> str:
         """Name of the method: "simmim" or "mae", "kamim", or "kamim-" and the name of a control weighting."""
-        if self.model_type == "vit_mae":
+        if family_of(self.model_type).drops_masked:
             return {"none": "mae", "keypoint": "kamim-mae"}.get(self.weighting, f"kamim-mae-{self.weighting}")
         return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
 
@@ -122,7 +124,6 @@ class KamimArguments:
         """
         source = self.model_name_or_path or self.config_name
         if source is None:
-            self.model_size = self.model_size or "base"
             given = settings if self.patch_size is None else {"patch_size": self.patch_size, **settings}
             return build_config(
                 self.model_type or "vit", self.model_size, self.image_size or 192, self.config_overrides, **given
