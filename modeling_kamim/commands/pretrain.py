@@ -52,6 +52,7 @@ from .tables import PRETRAINING_ARGUMENTS
 
 logger = logging.getLogger(__name__)
 CONFIG_KEYS = (
+    "method",
     "weighting",
     "temperature",
     "weight_norm",

@@ -16,6 +16,7 @@ from ..data.attach_density import choose_pixel_range
 from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
+from ..hub.cards import baseline_name
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
@@ -114,9 +115,9 @@ class _ScoredModel:
         mean, std = self.processor.image_mean, self.processor.image_std
         scores = score_reconstructions(self.model, batches, mean, std, gather)
         logger.info(
-            "%s: masked pixels %.2f dB, SSIM %.3f (mean of the visible pixels: %.2f dB, %.3f)",
+            "%s: masked pixels %.2f dB, SSIM %.3f (%s has %.2f dB, %.3f)",
             *(public_name(self.name), scores["masked_psnr"]["mean"], scores["masked_ssim"]["mean"]),
-            *(scores["baseline_psnr"]["mean"], scores["baseline_ssim"]["mean"]),
+            *(baseline_name(self.model.objective), scores["baseline_psnr"]["mean"], scores["baseline_ssim"]["mean"]),
         )
         return scores
 

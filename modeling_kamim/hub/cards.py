@@ -256,12 +256,21 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
         if "masked_l1" in row:
             lines.append(f"\nMasked L1 on the validation images of {markdown(_data(row))}: {row['masked_l1']:.4f}.")
         if "masked_psnr" in row:
+            scores = ("masked_psnr", "masked_ssim", "baseline_psnr", "baseline_ssim")
+            psnr, ssim, fill_psnr, fill_ssim = (row[score]["mean"] for score in scores)
             lines.append(
                 f"\nReconstructions of {markdown(_data(row))} ({row['mask_ratio']:.0%} masked): masked pixels "
-                f"{row['masked_psnr']['mean']:.2f} dB (SSIM {row['masked_ssim']['mean']:.3f}); the mean color of the "
-                f"visible pixels has {row['baseline_psnr']['mean']:.2f} dB ({row['baseline_ssim']['mean']:.3f})."
+                f"{psnr:.2f} dB (SSIM {ssim:.3f}); {baseline_name(row['provenance'].get('kamim'))} has "
+                f"{fill_psnr:.2f} dB ({fill_ssim:.3f})."
             )
     return "\n".join([*lines, ""]) if lines else "None yet.\n"
+
+
+def baseline_name(kamim: Mapping[str, Any] | None) -> str:
+    """What the masked pixels are filled with beside a reconstruction, by the settings of the pretraining."""
+    if (kamim or {}).get("target") == "normalized_pixels":
+        return "the mean of each patch, which the model is given,"
+    return "the mean color of the visible pixels"
 
 
 def _data(row: Mapping[str, Any]) -> str:

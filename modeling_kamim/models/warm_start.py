@@ -75,7 +75,7 @@ def _to_pretrain(config: PreTrainedConfig, name_or_path: str) -> PreTrainedConfi
 def vit_config(config: PreTrainedConfig) -> ViTConfig:
     """The `ViTConfig` with the settings of a config of another type of the same encoder (a classifier, a ViT-MAE)."""
     known = ViTConfig().to_dict().keys() - {"model_type", "architectures", "id2label", "label2id"}
-    return ViTConfig(**{key: value for key, value in config.to_dict().items() if key in known})
+    return ViTConfig(**{key: value for key, value in config.to_dict().items() if key in known | {"kamim"}})
 
 
 def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation: str | None = None) -> WarmStart:

@@ -12,6 +12,8 @@ from transformers import AutoModel, ViTMAEForPreTraining
 from modeling_kamim.commands import evaluate, pretrain, reconstruct
 from modeling_kamim.commands.export import main as export
 from modeling_kamim.errors import InputError
+from modeling_kamim.evaluation.report.writing import build_report, write_report
+from modeling_kamim.hub.markup import markdown
 from modeling_kamim.models.families import FAMILIES
 from modeling_kamim.models.loading import load_pretrained_model
 
@@ -55,8 +57,18 @@ def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatc
     assert {row["protocol"] for row in results["rows"]} == {"cached", "knn"}
     assert results["provenance"]["model"]["model_type"] == model_type
 
-    command(monkeypatch, reconstruct, tmp_path / "scores", "--model_name_or_path", whole)
-    assert (tmp_path / "scores" / "reconstructions.png").is_file()
+    with caplog.at_level("INFO"):
+        scores = command(monkeypatch, reconstruct, tmp_path / "scores", "--model_name_or_path", whole)
+    assert (scores / "reconstructions.png").is_file()
+    write_report(build_report([tmp_path / "probe", scores]), tmp_path / "report")
+    report = (tmp_path / "report" / "report.md").read_text()
+    is_mae = model_type == "vit_mae"
+    method = "KAMIM-MAE (FAST, w_ps 8, T 0.25, map, normalized pixels" if is_mae else "KAMIM (FAST, w_ps 8, T 0.25, map"
+    assert f"| {markdown(f'{method}, from local:base)')} |" in report and "Table 1" not in report
+    assert any(
+        ("the mean of each patch" if is_mae else "the mean color of the visible pixels") in record.getMessage()
+        for record in caplog.records
+    )
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"vit", "vit_mae", "swin"}))

@@ -63,6 +63,8 @@ class Entry:
         weighting = self.kamim.get("weighting")
         if weighting is None:
             return "none" if self.origin.get("checkpoint") is None else MISSING
+        if "mae" in _show(self.kamim.get("method")).split("-"):
+            return {"none": "MAE", "keypoint": "KAMIM-MAE"}.get(_show(weighting), f"KAMIM-MAE-{_show(weighting)}")
         return {"none": "SimMIM", "keypoint": "KAMIM"}.get(_show(weighting), f"KAMIM-{_show(weighting)}")
 
     @property
@@ -76,12 +78,23 @@ class Entry:
 
     @property
     def described_method(self) -> str:
-        if not self.method.startswith("KAMIM"):
-            return self.method
-        extras = [_show(self.kamim.get("keypoint_source"))]
-        extras += ["points"] * (self.kamim.get("keypoint_footprint") == "point")
-        extras += ["mean weight 1"] * (self.kamim.get("weight_norm") == "mean")
-        return f"{self.method} ({self.detector}, w_ps {self.cell[0]}, T {self.cell[1]}, {', '.join(extras)})"
+        kamim, details = self.kamim, []
+        if self.method.startswith("KAMIM"):
+            w_ps, temperature = self.cell
+            details += [self.detector, f"w_ps {w_ps}", f"T {temperature}", _show(kamim.get("keypoint_source"))]
+            details += ["points"] * (kamim.get("keypoint_footprint") == "point")
+            details += ["mean weight 1"] * (kamim.get("weight_norm") == "mean")
+        details += ["normalized pixels"] * (kamim.get("target") == "normalized_pixels")
+        if kamim.get("base_model") is not None:
+            details.append(f"from {_show(kamim['base_model'])}")
+        return f"{self.method} ({', '.join(details)})" if details else self.method
+
+    @property
+    def has_papers_objective(self) -> bool:
+        """Whether pixels are predicted by their absolute error, from random weights, as earlier versions always did."""
+        kamim = self.kamim
+        is_papers_loss = kamim.get("target", "pixels") == "pixels" and kamim.get("loss", "l1") == "l1"
+        return is_papers_loss and kamim.get("base_model") is None
 
     def _differs(self, settings: Mapping[str, Any]) -> set[str]:
         return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
@@ -90,7 +103,8 @@ class Entry:
         """Return whether this is SimMIM or KAMIM as in the paper's tables, but for some settings."""
         settings = set() if self.method == "SimMIM" else self._differs(PAPER_KAMIM)
         settings |= {"layer_norm"} if self.row.get("layer_norm") else set()
-        return self.method in ("SimMIM", "KAMIM") and self.kind is not None and settings <= set(free)
+        is_papers = self.method in ("SimMIM", "KAMIM") and self.has_papers_objective
+        return is_papers and self.kind is not None and settings <= set(free)
 
     @property
     def reads_papers_layer(self) -> bool:

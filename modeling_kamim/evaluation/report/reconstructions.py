@@ -19,8 +19,8 @@ SCORES = (
 )
 LEGEND = (
     "Reconstructions: PSNR in dB, behind ± the standard error over images. masked: the masked pixels alone; fill: the "
-    "same of the mean color of the visible pixels, which a model has to beat; paper's: all pixels, normalized, as in "
-    "section 4.7 of arXiv:2407.13873."
+    "same of the mean color of the visible pixels (of a model of normalized pixels, of each patch's mean, which it is "
+    "given), which a model has to beat; paper's: all pixels, normalized, as in section 4.7 of arXiv:2407.13873."
 )
 
 
