@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 
 def without_stochastic_depth() -> None:
     """Pretrain a Swin without stochastic depth, which each process draws from a generator of its own."""
-    from modeling_kamim.commands import pretrain
+    from modeling_kamim.training import arguments
 
-    pretrain.build_config = partial(pretrain.build_config, drop_path_rate=0.0)
+    arguments.build_config = partial(arguments.build_config, drop_path_rate=0.0)
 
 
 def with_a_late_first_process() -> None:

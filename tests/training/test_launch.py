@@ -115,7 +115,8 @@ RUNS = {
 def test_processes_and_accumulation_change_nothing(tmp_path, alone, monkeypatch, run):
     arguments, launcher = [*RUNS[run], *QUIET, *DESCENT, *STEPS], TORCHRUN
     if run == "kamim swin":
-        monkeypatch.setattr(run_mim, "build_config", partial(run_mim.build_config, drop_path_rate=0.0))
+        build = partial(training_arguments.build_config, drop_path_rate=0.0)
+        monkeypatch.setattr(training_arguments, "build_config", build)
         launcher = [*TORCHRUN, LAUNCHED, "without_stochastic_depth"]
     alone(tmp_path / "expected", *arguments, *layout(8, 1))
     alone(tmp_path / "accumulated", *arguments, *layout(2, 4))
