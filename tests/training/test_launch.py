@@ -22,6 +22,7 @@ from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.finetuning import check_sharding
+from modeling_kamim.training import arguments as training_arguments
 from modeling_kamim.training.launch import check_launch
 from modeling_kamim.training.resume import whole_checkpoints
 
