@@ -4,6 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.functions import evaluate as evaluate
+    from .api.functions import pretrain as pretrain
     from .models.classifier import KamimViTClassifierConfig as KamimViTClassifierConfig
     from .models.classifier import KamimViTForImageClassification as KamimViTForImageClassification
     from .models.masked_image_modeling import KamimForMaskedImageModeling as KamimForMaskedImageModeling
@@ -32,8 +34,10 @@ _MODULES = {
     "block_mask": "objective.masking",
     "build_config": "models.sizes",
     "cell_density": "objective.density",
+    "evaluate": "api.functions",
     "keypoint_weights": "objective.weighting",
     "masked_loss": "objective.losses",
+    "pretrain": "api.functions",
 }
 __all__ = list(_MODULES)
 

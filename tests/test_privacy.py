@@ -9,8 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_kamim.api.groups import PRETRAINING_ARGUMENTS
 from modeling_kamim.commands.parser import given_settings
-from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS
 from modeling_kamim.hub.cards import Run, pretraining_card
 from modeling_kamim.models.sizes import build_config
 from modeling_kamim.privacy import public_settings, public_text

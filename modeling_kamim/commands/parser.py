@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..api.keywords import refusals
 from ..errors import InputError, did_you_mean, on_one_line
-from ..privacy import public_settings, without_tokens
 from ..training.arguments import PretrainingArguments, RecipeArguments
+from ..training.settings_file import settings_text
 from .configs import config_file
 from .program import program
 
@@ -55,12 +56,8 @@ def parse(
     for name in positional:
         if argv and not argv[0].startswith("-"):
             argv = [*argv[1:], f"--{name}", argv[0]]
-    try:
+    with refusals(" (see --help)"):
         known = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    except InputError:
-        raise
-    except _REFUSALS as error:  # a dataclass, above all transformers', does not take a value
-        raise InputError(f"{on_one_line(error)} (see --help)") from error
     *parsed, unknown = known
     if unknown:
         raise InputError(f"unknown argument {unknown[0]!r}{parser.suggestion(unknown[0])}")
@@ -70,37 +67,18 @@ def parse(
     return tuple(parsed)
 
 
-_REFUSALS = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, ImportError, RecursionError)
-_NOT_OF_THE_RUN = re.compile(
-    r"output_dir|push_to_hub|resume_from_checkpoint|num_proc|report_to|disable_tqdm|run_name|project|(hub|trackio)_\w*"
-)
-
-
 def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = None) -> str:
-    """Return YAML of the settings that a YAML file and the command line give, to be published and to be run again.
-
-    Settings of the place, not of the training (output_dir, hub_..., ...), are left out. So are values that cannot be
-    published as they are, such as local paths; a comment has their key and public name. The first line is a comment
-    with the command.
-    """
+    """Return settings.yaml of what a YAML file and the command line give, see `settings_text`."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(argument_types, allow_abbrev=False)
     for action in parser._actions:
         action.default, action.required = argparse.SUPPRESS, False
     file, from_file, words = [], [], argv
     if argv and argv[0].endswith((".yaml", ".yml")):
-        file, from_file, words = [_shell_word(_public_file(argv[0]))], parser.yaml_to_argv(Path(argv[0])), argv[1:]
+        file, from_file, words = [_public_file(argv[0])], parser.yaml_to_argv(Path(argv[0])), argv[1:]
     given, _ = parser.parse_known_args([*from_file, *words])
-    settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
-    public = {key: public_settings(value, key) for key, value in settings.items()}
-    typed = {word.split("=")[0] for word in words}
-    options = [f"--{key} {_as_typed(value)}" for key, value in public.items() if f"--{key}" in typed]
-    lines = [f"# {' '.join([*program(), *file, *options])}\n"]
-    for key, value in public.items():
-        if value != settings[key]:
-            lines.append(f"# {key}: {_as_typed(value)} (on the machine of the run; give your own)\n")
-    kept = {key: value for key, value in settings.items() if public[key] == value}
-    return without_tokens("".join(lines) + (yaml.safe_dump(kept, sort_keys=False) if kept else ""))
+    typed = {word.split("=")[0].removeprefix("--") for word in words if word.startswith("--")}
+    return settings_text([*program(), *file], vars(given), typed)
 
 
 def changed(group: Any, *names: str) -> dict[str, Any]:
@@ -112,18 +90,6 @@ def changed(group: Any, *names: str) -> dict[str, Any]:
 def command(*words: str | Path, **options: Any) -> str:
     """Return a command line for a shell: the program and what stands before its options, then the options."""
     return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
-
-
-def _as_typed(value: Any) -> str:
-    return " ".join(_shell_word(str(word)) for word in (value if isinstance(value, list) else [value]))
-
-
-def _shell_word(word: str) -> str:
-    """Return a word as it is typed in a shell, on one line: in bash's $'...' where a character cannot be printed."""
-    if word.isprintable():
-        return shlex.quote(word)
-    escaped = (f"\\{c}" if c in "\\'" else c if c.isprintable() else f"\\U{ord(c):08x}" for c in word)
-    return f"$'{''.join(escaped)}'"
 
 
 def _public_file(file: str) -> str:

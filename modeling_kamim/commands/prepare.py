@@ -15,6 +15,7 @@ from pathlib import Path
 import datasets
 from huggingface_hub import DatasetCard
 
+from ..api.groups import PREPARATION_ARGUMENTS
 from ..data.attach_density import choose_pixel_range
 from ..data.bad_images import list_bad_images
 from ..data.loading import load_source
@@ -26,7 +27,6 @@ from ..hub.publishing import Publisher, PublishError
 from .endings import run
 from .parser import changed, command, parse
 from .program import show_log
-from .tables import PREPARATION_ARGUMENTS
 
 logger = logging.getLogger(__name__)
 

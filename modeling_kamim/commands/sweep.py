@@ -19,11 +19,11 @@ from typing import Literal
 
 from transformers.hf_argparser import HfArg
 
+from ..api.groups import COMMAND_ARGUMENTS
 from ..errors import InputError
 from ..files import check_output_dir
 from .endings import run
 from .parser import parse
-from .tables import COMMAND_ARGUMENTS
 
 
 @dataclass

@@ -66,6 +66,10 @@ class DataArguments:
     def __post_init__(self):
         check_ranges(self)
 
+    def load(self) -> datasets.DatasetDict:
+        """Return all splits, see `load_images`."""
+        return load_images(self.dataset_name, self.dataset_config_name, self.image_column, self.trust_data_files)
+
 
 @dataclass
 class SourceArguments:
@@ -353,7 +357,7 @@ def load_labelled_images(
     Raises:
         InputError: if it cannot be loaded, has no labels, or fewer than 2 classes.
     """
-    images = load_images(args.dataset_name, args.dataset_config_name, args.image_column, args.trust_data_files)
+    images = args.load()
     train, validation = choose_splits(images, args.train_split, args.validation_split)
     image_column = find_image_column(train, args.image_column)
     try:

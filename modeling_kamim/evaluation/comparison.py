@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from ..data.attach_density import choose_pixel_range
-from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
+from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, subsample
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
 from ..hub.cards import baseline_name
@@ -66,10 +66,7 @@ def compare_reconstructions(
 
 def _images(data_args: DataArguments, seed: int) -> tuple[datasets.Dataset, str]:
     """Return validation images, or training images where there are none, and the name of their column."""
-    splits = load_images(
-        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
-    )
-    train, validation = choose_splits(splits, data_args.train_split, data_args.validation_split)
+    train, validation = choose_splits(data_args.load(), data_args.train_split, data_args.validation_split)
     images = validation if validation is not None else train
     column = find_image_column(images, data_args.image_column)
     return keep_encoded(subsample(images, data_args.max_eval_samples, seed), column), column

@@ -1,5 +1,6 @@
 """Resume a run: find its last whole checkpoint, and compare the settings."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -123,7 +124,7 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
             settings |= group.to_dict()
             settings |= {"images_per_step": group.total_batch_size, "attn_implementation": group.attn_implementation}
         else:
-            settings |= vars(group)
+            settings |= {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
     return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 

@@ -11,7 +11,7 @@ import datasets
 from ..data.attach_density import prepare_images
 from ..data.bad_images import add_bad_images, list_bad_images
 from ..data.keypoint_share import NUM_DETECTED
-from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, load_images, subsample
+from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, subsample
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..data.streaming.reader import take_rows
 from ..data.streaming.stream import STREAM_EVAL_SAMPLES, SampleStream
@@ -176,7 +176,4 @@ def open_source(
     """
     if shuffle_buffer is not None:
         return StreamSource(open_stream(data_args, kamim_args, probe_every, args), data_args, args, shuffle_buffer)
-    images = load_images(
-        data_args.dataset_name, data_args.dataset_config_name, data_args.image_column, data_args.trust_data_files
-    )
-    return MappedSource(images, data_args, args)
+    return MappedSource(data_args.load(), data_args, args)

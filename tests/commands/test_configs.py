@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
+from modeling_kamim.api.groups import COMMAND_ARGUMENTS
+from modeling_kamim.api.groups import PRETRAINING_ARGUMENTS as PRETRAINING
 from modeling_kamim.commands.parser import given_settings, parse, read_yaml
 from modeling_kamim.commands.sweep import SweepArguments, command_lines, main
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
-from modeling_kamim.commands.tables import COMMAND_ARGUMENTS
-from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS as PRETRAINING
 from modeling_kamim.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands.parser import parse, read_yaml
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.data.decoding import BadImageError, decode_image
 from modeling_kamim.data.loading import DataArguments
 from modeling_kamim.errors import InputError

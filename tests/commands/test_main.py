@@ -9,13 +9,13 @@ import pytest
 import yaml
 
 from modeling_kamim import __version__
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands.configs import config_file, packaged
 from modeling_kamim.commands.configs import main as configs_main
 from modeling_kamim.commands.main import COMMANDS, dispatch, usage
 from modeling_kamim.commands.parser import parse
 from modeling_kamim.commands.program import program
 from modeling_kamim.commands.spelling import known_options
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.errors import InputError
 
 ROOT = Path(__file__).parents[2]

@@ -14,6 +14,7 @@ from awkward_images import huge_png, photograph, write_bad_images, write_good_im
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from modeling_kamim.api import pretraining
 from modeling_kamim.commands import prepare as prepare_dataset
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.data import decoding as images
@@ -63,7 +64,7 @@ def parquet(folder, tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *arguments: None)
+    monkeypatch.setattr(pretraining, "draw_reconstructions", lambda *arguments: None)
     yield
     datasets.enable_progress_bars()
 

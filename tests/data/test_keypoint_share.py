@@ -10,6 +10,7 @@ import pytest
 from awkward_images import photograph
 from PIL import Image
 
+from modeling_kamim.api import pretraining
 from modeling_kamim.commands import prepare as prepare_dataset
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.data.attach_density import attach_keypoint_density
@@ -86,7 +87,7 @@ def test_the_sample_is_bounded_and_always_the_same():
 
 @pytest.mark.parametrize("way", [["--keypoint_source", "map"], ["--streaming", "true"]], ids=["map", "stream"])
 def test_a_run_says_so_before_it_trains(monkeypatch, tmp_path, caplog, way):
-    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *arguments: None)
+    monkeypatch.setattr(pretraining, "draw_reconstructions", lambda *arguments: None)
     source = write_folder(tmp_path / "images", 6, 6)
     if "--streaming" in way:
         images = [{"bytes": Path(image["path"]).read_bytes(), "path": None} for image in rows_of(source)["image"]]

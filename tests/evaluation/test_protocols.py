@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS
 from modeling_kamim.commands.parser import parse
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.lars import lars, lars_groups
 from modeling_kamim.evaluation.protocols import MAE_TRAINING, PAPER_TRAINING, PROTOCOLS

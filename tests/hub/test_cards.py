@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from tiny_models import tiny_vit
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands import prepare as prepare_dataset
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.commands import push as push_checkpoint
 from modeling_kamim.commands.parser import parse
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.data.loading import DataArguments
 from modeling_kamim.errors import InputError
 from modeling_kamim.hub.cards import Run, pretraining_card

@@ -1,7 +1,7 @@
 """Everything that loads a checkpoint."""
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS
 from modeling_kamim.commands.parser import parse
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS
 from modeling_kamim.evaluation.classifiers import build_classifier
 from modeling_kamim.evaluation.comparison import load_pretrained_model
 from modeling_kamim.hub.export import export_checkpoint

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tiny_models import tiny_swin, tiny_vit
 
 from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim.api.groups import PRETRAINING_ARGUMENTS
 from modeling_kamim.commands.parser import parse
-from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS
 from modeling_kamim.training.forecast import TRIAL, in_words, seconds_per_image, tell_duration
 
 

@@ -11,12 +11,12 @@ import torch
 from hardware import CPUS, MACHINES, forget_answers, pretend
 from transformers import AutoModel
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands import analyze as run_analysis
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.commands.parser import parse, read_yaml
 from modeling_kamim.commands.sweep import SweepArguments, command_lines
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.errors import InputError
 from modeling_kamim.training import hardware
 

@@ -18,6 +18,7 @@ from torch import nn
 from transformers import SwinForImageClassification, TrainingArguments
 
 from modeling_kamim import KamimForMaskedImageModeling, KamimViTClassifierConfig, KamimViTForImageClassification
+from modeling_kamim.api import pretraining
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.errors import InputError
@@ -40,7 +41,7 @@ class Arguments:
 def pretrain(monkeypatch, output_dir, *arguments):
     argv = [*VIT, *SMALL, *QUIET, *STEPS, "--output_dir", str(output_dir), *arguments]
     monkeypatch.setattr(sys, "argv", ["run_mim.py", *argv])
-    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *args: None)
+    monkeypatch.setattr(pretraining, "draw_reconstructions", lambda *args: None)
     run_mim.main()
 
 

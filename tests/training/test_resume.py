@@ -18,10 +18,10 @@ from background import QUIET, RUN, SMALL, SWIN, VIT, count_steps, finish, kill, 
 from PIL import Image
 from safetensors.torch import load_file
 
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands import prepare as prepare_dataset
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.commands.parser import parse
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.errors import InputError
 from modeling_kamim.training.resume import _MAY_DIFFER, check_settings, run_settings, whole_checkpoints
 from modeling_kamim.training.signals import resume_command

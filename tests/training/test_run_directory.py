@@ -22,6 +22,7 @@ from tiny_models import tiny_vit
 from trainers import build_trainer
 from transformers import TrainerCallback, TrainingArguments
 
+from modeling_kamim.api import pretraining
 from modeling_kamim.commands import analyze as run_analysis
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import prepare as prepare_dataset
@@ -68,7 +69,7 @@ def call(monkeypatch):
 @pytest.fixture
 def pretrain(monkeypatch, call):
     """Callable that pretrains some steps in a directory."""
-    monkeypatch.setattr(run_mim, "draw_reconstructions", lambda *args: None)  # takes as long as all else
+    monkeypatch.setattr(pretraining, "draw_reconstructions", lambda *args: None)  # takes as long as all else
 
     def pretrain(output_dir, *argv):
         call(run_mim, *VIT, *SMALL, *QUIET, *BATCH, *argv, "--output_dir", output_dir)

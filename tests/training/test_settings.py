@@ -15,9 +15,9 @@ from PIL import Image
 from tiny_models import tiny_vit
 
 from modeling_kamim.analysis.options import AnalysisArguments
+from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.commands.parser import given_settings, parse
-from modeling_kamim.commands.tables import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.errors import InputError
 from modeling_kamim.limits import RANGES
 from modeling_kamim.models.processor import image_processor

@@ -1,0 +1,261 @@
+"""The steps of a pretraining, from its settings to its checkpoint, pictures and card."""
+
+import dataclasses
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from datasets import Dataset
+from matplotlib.figure import Figure
+from torch.utils.data import default_collate
+from transformers import ViTImageProcessor, set_seed
+
+from ..data.attach_density import choose_pixel_range, prepare_images
+from ..data.augmentation import ClassificationTransform
+from ..data.keypoint_share import check_samples
+from ..data.loading import DataArguments, keep_encoded, load_labelled_images, subsample
+from ..data.samples import SampleDataset
+from ..data.streaming.stream import StreamingArguments
+from ..evaluation.online_probe import OnlineProbe
+from ..evaluation.results import checkpoint_rows
+from ..evaluation.settings import OnlineProbeArguments
+from ..hub.cards import pretraining_card
+from ..models.families import family_of
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..models.warm_start import warm_start
+from ..privacy import public_dataset, public_name
+from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
+from ..training.batches import prepare_batch
+from ..training.checkpoint_page import CheckpointPage
+from ..training.figures import curves_figure, reconstruction_figure, save_figure
+from ..training.forecast import tell_duration
+from ..training.launch import check_launch
+from ..training.resume import find_checkpoint, run_settings
+from ..training.run_directory import claimed, step_of
+from ..training.sources import Source, open_source
+from ..training.trainer import MaskedImageTrainer
+
+logger = logging.getLogger(__name__)
+CONFIG_KEYS = (
+    "method",
+    "weighting",
+    "temperature",
+    "weight_norm",
+    "weight_patch_size",
+    "keypoint_detector",
+    "keypoint_detector_args",
+    "keypoint_footprint",
+    "keypoint_source",
+    "mask_patch_size",
+    "mask_ratio",
+    "target",
+    "loss",
+)
+
+
+def run_pretraining(
+    data_args: DataArguments,
+    kamim_args: KamimArguments,
+    stream_args: StreamingArguments,
+    probe_args: OnlineProbeArguments,
+    training_args: PretrainingArguments,
+    settings: str,
+) -> None:
+    """Pretrain a model, score it, and write checkpoint, pictures and card into the output directory.
+
+    Args:
+        settings: text of settings.yaml, see `settings_text`.
+
+    Raises:
+        InputError: if a setting, the data or the checkpoint to go on with cannot be used.
+        StoppedError: if the training ended early.
+    """
+    cv2.setNumThreads(1)
+    check_launch(training_args)
+    with claimed(training_args):
+        _pretrain(data_args, kamim_args, stream_args, probe_args, training_args, settings)
+
+
+def _pretrain(
+    data_args: DataArguments,
+    kamim_args: KamimArguments,
+    stream_args: StreamingArguments,
+    probe_args: OnlineProbeArguments,
+    training_args: PretrainingArguments,
+    settings: str,
+) -> None:
+    set_seed(training_args.seed)
+    checkpoint = find_checkpoint(training_args)
+    shuffle_buffer = stream_args.shuffle_buffer if stream_args.streaming else None
+    source = open_source(data_args, kamim_args, training_args, shuffle_buffer, probe_args.probe_every)
+
+    dataset = public_dataset(data_args.dataset_name)
+    model = build_model(kamim_args, dataset, training_args.attn_implementation)
+    processor = image_processor(kamim_args.image_size, checkpoint or kamim_args.model_name_or_path)
+    page = CheckpointPage(settings, training_args, dataset)
+    card = partial(pretraining_card, page.run, model.config)
+    page.ask_hub(card())
+
+    shown = make_samples(source, kamim_args, model.config.patch_size, processor)
+    describe_run(kamim_args, training_args, model, source.num_images)
+    tell_duration(model, training_args, source.num_images, step_of(Path(checkpoint)) if checkpoint else 0)
+
+    groups = (data_args, kamim_args, stream_args, probe_args, training_args)
+    compared = run_settings(*groups, num_train_images=source.num_images)
+    trainer = build_trainer(source, kamim_args, model, processor, compared)
+    steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
+    if steps:
+        trainer.add_callback(online_probe(trainer, data_args, probe_args, steps))
+    page.write(card())
+    train_and_score(trainer, checkpoint)
+
+    if training_args.should_save:
+        draw_pictures(trainer, shown)
+        output_dir, log = Path(training_args.output_dir), trainer.state.log_history
+        rows = checkpoint_rows([output_dir], output_dir)
+        page.write(card(log, training_args.total_batch_size), rows, trainer.hub_model_id)
+        logger.info("Checkpoint, results and README.md are in %s", output_dir)
+    if training_args.push_to_hub:
+        trainer.push_to_hub()
+
+
+def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> KamimForMaskedImageModeling:
+    """Return the model, of a checkpoint or random; its config tells the objective and the data set's public name."""
+    base = kamim_args.model_name_or_path
+    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
+    config = kamim_args.model_config(kamim=kamim)
+    if family_of(config).drops_masked:  # for transformers' own class
+        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, kamim_args.target == "normalized_pixels"
+    if base is None:
+        return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+    start = warm_start(base, config, attention)
+    logger.info("Warm start: %s", start.summary)
+    return start.model
+
+
+def make_samples(
+    source: Source, kamim_args: KamimArguments, patch_size: int, processor: ViTImageProcessor
+) -> SampleDataset:
+    """Make the samples of a source, and return those for the picture; the processor gets the range of the pixels."""
+    transform = kamim_args.transform(source.image_column, patch_size)
+    with source.args.main_process_first(desc="measuring pixels"):
+        images, saved_range = source.known(transform.columns), pixel_range_of(processor)
+        pixel_range = choose_pixel_range(images, source.image_column, saved_range, source.data_args.num_proc)
+    keep_pixel_range(processor, pixel_range)
+    transform = dataclasses.replace(transform, pixel_range=pixel_range)
+    source.make_samples(transform)
+    if kamim_args.weighting != "none" and source.args.process_index == 0:
+        check_samples(source.known_samples(transform))
+    source.list_bad_images()
+    return source.shown(transform)
+
+
+def build_trainer(
+    source: Source,
+    kamim_args: KamimArguments,
+    model: KamimForMaskedImageModeling,
+    processor: ViTImageProcessor,
+    settings: dict[str, Any],
+) -> MaskedImageTrainer:
+    """Return the trainer of the samples of a source; `settings` are compared on resuming."""
+    return source.trainer_class(
+        model=model,
+        args=source.args,
+        train_dataset=source.train_samples,
+        eval_dataset=source.eval_samples,
+        data_collator=default_collate,
+        processing_class=processor,
+        weighting=kamim_args.cell_weighting(),
+        num_cells=kamim_args.image_size // kamim_args.weight_patch_size,
+        run_settings=settings,
+        compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
+    )
+
+
+def online_probe(
+    trainer: MaskedImageTrainer, data_args: DataArguments, args: OnlineProbeArguments, steps: int
+) -> OnlineProbe:
+    """Return the probe that scores the features every so many optimizer steps, on labelled images of the data set."""
+    seed, processor = trainer.args.seed, trainer.processing_class
+    images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
+    columns, size = [images.image_column, images.label_column], trainer.model.config.image_size
+    transform = ClassificationTransform(columns[0], columns[1], size, "none", pixel_range_of(processor))
+
+    def samples(split: Dataset) -> SampleDataset:
+        split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
+        with trainer.args.main_process_first(desc="preparing the probe's images"):
+            skip = data_args.bad_images == "skip"
+            split, _ = prepare_images(split, images.image_column, None, skip, data_args.num_proc)
+        return SampleDataset(split.select_columns(columns), transform, seed)
+
+    return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)
+
+
+def describe_run(
+    kamim_args: KamimArguments,
+    training_args: PretrainingArguments,
+    model: KamimForMaskedImageModeling,
+    num_images: int | None,
+) -> None:
+    """Log model, method, data and batch, and what decides the speed."""
+    size = sum(parameter.numel() for parameter in model.base_model.parameters()) / 1e6
+    logger.info(
+        "%s of %s (encoder: %.1fM parameters) on %s images, %d process(es)",
+        *(kamim_args.method, "-".join(filter(None, (kamim_args.model_type, kamim_args.model_size)))),
+        *(size, "streamed" if num_images is None else num_images, training_args.world_size),
+    )
+    logger.info("Speed: %s", training_args.describe_speed())
+    logger.info(
+        "%d images per step; the paper's learning rate goes with %d (--global_batch_size %d accumulates to it)",
+        *(training_args.total_batch_size, PAPER_BATCH_SIZE, PAPER_BATCH_SIZE),
+    )
+
+
+def train_and_score(trainer: MaskedImageTrainer, checkpoint: str | None) -> None:
+    """Train, save the model, evaluate it where there are validation images, and save metrics and state."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    trainer.log_metrics("train", result.metrics)
+    trainer.save_metrics("train", result.metrics)
+    if trainer.eval_dataset is not None:
+        metrics = trainer.evaluate()
+        trainer.log_metrics("eval", metrics)
+        trainer.save_metrics("eval", metrics)
+    trainer.save_state()
+
+
+def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:
+    """Write reconstructions.png, of some samples, and training_curves.png into the output directory."""
+    model, output_dir = trainer.model, Path(trainer.args.output_dir)
+    if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
+        model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(trainer.args.device)
+    save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
+    save_figure(partial(curves_figure, trainer.state.log_history), output_dir / "training_curves.png")
+
+
+@torch.no_grad()
+def draw_reconstructions(
+    model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
+) -> Figure:
+    """Draw what a model makes of up to 4 samples, and their keypoint weights (all 1 for SimMIM)."""
+    num_rows, processor = min(4, len(dataset)), trainer.processing_class
+    samples = default_collate([dataset[row * len(dataset) // num_rows] for row in range(num_rows)])
+    batch = prepare_batch(samples, processor, trainer.args.device, trainer.weighting, trainer.num_cells)
+    model.eval()
+    reconstruction = model(**batch).reconstruction
+    side = model.config.image_size // model.config.patch_size
+    weights = batch.get("keypoint_weights", torch.ones(num_rows, 1, 1))
+    return reconstruction_figure(
+        batch["pixel_values"].cpu(),
+        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        reconstruction.cpu(),
+        weights.cpu(),
+        processor.image_mean,
+        processor.image_std,
+    )
