@@ -26,7 +26,8 @@ _KINDS = (
     "a path, the id of a data set on the Hub, a datasets.Dataset or DatasetDict, a list of PIL images or arrays, or "
     'such a list with labels: {"image": [...], "label": [...]}'
 )
-_MODES_OF_PNG = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_FORMATS = dict.fromkeys(("1", "L", "LA", "P", "RGB", "RGBA", "I;16"), "PNG")
+_FORMATS |= dict.fromkeys(("I", "F", "CMYK"), "TIFF")
 
 
 @dataclasses.dataclass
@@ -73,9 +74,10 @@ def splits_of(images: Any) -> datasets.DatasetDict:
     if isinstance(images, datasets.Dataset):
         return datasets.DatasetDict({"train": images.with_format(None)})
     columns = images if isinstance(images, Mapping) else {"image": images}
-    if not isinstance(columns.get("image"), Sequence | np.ndarray) or isinstance(images, bytes) or not len(columns):
+    pictures = columns.get("image")
+    if not isinstance(pictures, Sequence | np.ndarray) or isinstance(pictures, bytes) or not len(pictures):
         raise InputError(f"images is {_shown(images)}; give {_KINDS}")
-    encoded = [_encode(image, place) for place, image in enumerate(columns["image"])]
+    encoded = [_encode(image, place) for place, image in enumerate(pictures)]
     try:
         rows = datasets.Dataset.from_dict({**columns, "image": encoded})
     except (ValueError, TypeError) as error:
@@ -86,7 +88,8 @@ def splits_of(images: Any) -> datasets.DatasetDict:
 def _encode(image: Any, place: int) -> dict[str, Any]:
     file = io.BytesIO()
     if isinstance(image, Image.Image):
-        image.save(file, "PNG" if image.mode in _MODES_OF_PNG else "TIFF")
+        image = image if image.mode in _FORMATS else image.convert("RGB")
+        image.save(file, _FORMATS[image.mode])
     else:
         try:
             np.save(file, np.asarray(image), allow_pickle=False)

@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import Field, fields
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from huggingface_hub.dataclasses import type_validator
@@ -68,20 +69,24 @@ def _checked(field: Field, hint: Any, value: Any) -> Any:
     return value
 
 
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+
+
 def _choices(hint: Any) -> tuple[Any, ...]:
-    literals = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal]
+    literals = [kind for kind in _kinds(hint) if get_origin(kind) is Literal]
     return get_args(literals[0]) if literals else ()
 
 
 def _natural(value: Any, hint: Any) -> Any:
     """Return a value as Python means it: whole numbers for floats, paths for texts, a number for a list of it."""
-    kinds = (hint, *get_args(hint))
+    kinds = _kinds(hint)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if isinstance(value, np.generic):
         value = value.item()
     if type(value) is int and float in kinds and int not in kinds:
         return float(value)
-    if any(list in (kind, get_origin(kind)) for kind in kinds):
-        return list(value) if isinstance(value, list | tuple) else [value]
+    if any(list in (kind, get_origin(kind)) for kind in kinds) and type(value) not in (list, *kinds):
+        return list(value) if isinstance(value, tuple) else [value]
     return value
