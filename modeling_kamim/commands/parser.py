@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import re
 import shlex
@@ -15,6 +16,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..errors import InputError, did_you_mean, on_one_line
+from ..limits import written_size
 from ..privacy import public_settings, without_tokens
 from ..training.arguments import PretrainingArguments, RecipeArguments
 from .configs import config_file
@@ -92,6 +94,8 @@ def given_settings(argument_types: Sequence[type], argv: Sequence[str] | None = 
         file, from_file, words = [_shell_word(_public_file(argv[0]))], parser.yaml_to_argv(Path(argv[0])), argv[1:]
     given, _ = parser.parse_known_args([*from_file, *words])
     settings = {key: value for key, value in vars(given).items() if not _NOT_OF_THE_RUN.fullmatch(key)}
+    if "image_size" in settings:
+        settings["image_size"] = written_size(settings["image_size"])
     public = {key: public_settings(value, key) for key, value in settings.items()}
     typed = {word.split("=")[0] for word in words}
     options = [f"--{key} {_as_typed(value)}" for key, value in public.items() if f"--{key}" in typed]
@@ -111,7 +115,8 @@ def changed(group: Any, *names: str) -> dict[str, Any]:
 
 def command(*words: str | Path, **options: Any) -> str:
     """Return a command line for a shell: the program and what stands before its options, then the options."""
-    return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
+    given = ([f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in options.items())
+    return shlex.join([*map(str, words), *itertools.chain.from_iterable(given)])
 
 
 def _as_typed(value: Any) -> str:

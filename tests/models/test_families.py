@@ -338,11 +338,11 @@ def test_a_path_that_is_not_there():
         config_to_pretrain("path/to/it")
 
 
-def test_rectangles_and_other_types_are_refused(tmp_path):
+def test_patches_that_are_rectangles_and_other_types_are_refused(tmp_path):
     config = tiny_config("vit")
-    config.image_size = [32, 64]
+    config.patch_size = [8, 16]
     config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="must be squares"):
+    with pytest.raises(InputError, match="patches must be squares"):
         config_to_pretrain(str(tmp_path))
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="'bert'.*vit_mae"):
