@@ -1,7 +1,7 @@
 """Allowed ranges of all numeric settings, in one table, and checks of settings."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -94,6 +94,32 @@ def check_range(name: str, number: float) -> None:
     """Raise InputError unless the number is in the range of the setting `name` in `RANGES`."""
     if not RANGES[name].holds(number):
         raise InputError(f"{name} is {number}; it must be {RANGES[name].words}")
+
+
+ImageSize = int | list[int]  # pixels: the side of a square, or height and width
+
+
+def height_and_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Return height and width of a size that is given as one number for a square, or as both.
+
+    Raises:
+        InputError: for another count of numbers.
+    """
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if len(sides) not in (1, 2):
+        raise InputError(f"image_size is {list(sides)}; give one number for a square, or height and width")
+    return sides[0], sides[-1]
+
+
+def written_size(size: int | Sequence[int]) -> ImageSize:
+    """Return a size as configs and results hold it: one number for a square, else [height, width]."""
+    height, width = height_and_width(size)
+    return height if height == width else [height, width]
+
+
+def size_in_words(size: int | Sequence[int]) -> str:
+    """Return "192" for a square, "192 x 256" for a height of 192 and a width of 256 pixels."""
+    return " x ".join(map(str, dict.fromkeys(height_and_width(size))))
 
 
 def check_choice(name: str, value: str, allowed: Collection[str]) -> None:

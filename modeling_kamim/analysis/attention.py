@@ -14,8 +14,11 @@ nothing in particular.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
+
+from ..limits import height_and_width
 
 COLLAPSED_NMI = 0.01  # below it the maps hardly depend on the query
 UNIFORM_ENTROPY = 0.98  # from it on they hardly depend on the key either
@@ -38,48 +41,49 @@ def patch_attention(attention: torch.Tensor, num_prefix_tokens: int) -> tuple[to
     return patches / kept.clamp(min=_TINY), 1 - kept.squeeze(-1).mean(dim=-1)
 
 
-def token_distances(side: int, token_size: float) -> torch.Tensor:
-    """Return the distances between the centers of the tokens of a square grid.
+def token_distances(grid: int | Sequence[int], token_size: float) -> torch.Tensor:
+    """Return the distances between the centers of the tokens of a grid.
 
     Args:
-        side: tokens on each side.
+        grid: tokens on each side, or their rows and columns.
         token_size: side of a token in pixels.
 
     Returns:
-        `(side**2, side**2)`, float32, pixels.
+        `(tokens, tokens)`, float32, pixels; rows before columns.
     """
-    axis = torch.arange(side, dtype=torch.float32) * token_size
-    points = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).reshape(-1, 2)
+    axes = [torch.arange(count, dtype=torch.float32) * token_size for count in height_and_width(grid)]
+    points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
     return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def attention_distance(attention: torch.Tensor, token_size: float) -> torch.Tensor:
+def attention_distance(attention: torch.Tensor, grid: int | Sequence[int], token_size: float) -> torch.Tensor:
     """Return the mean distance from query to key under the attention (Dosovitskiy et al. 2021, arXiv:2010.11929, D.7).
 
     `mean over q of sum over k of A(q, k) * |position(q) - position(k)|`.
 
     Args:
-        attention: `(batch_size, heads, tokens, tokens)` over a square grid or window, rows sum to 1.
-        token_size: side of a token in pixels.
+        attention: `(batch_size, heads, tokens, tokens)` over a grid or window, rows sum to 1.
+        grid, token_size: of `token_distances`.
 
     Returns:
         `(batch_size, heads)`, float32, pixels.
 
     Raises:
-        ValueError: if the tokens are no square grid.
+        ValueError: if the tokens are not those of the grid.
     """
-    side = _grid_side(attention)
-    distances = token_distances(side, token_size).to(attention.device)
+    distances = token_distances(grid, token_size).to(attention.device)
+    if attention.shape[-2:] != distances.shape:
+        raise ValueError(f"attention is {tuple(attention.shape)}; its tokens must form a grid of {grid}")
     return (attention.float() * distances).sum(dim=-1).mean(dim=-1)
 
 
-def uniform_attention_distance(side: int, token_size: float) -> float:
-    """Return the distance, in pixels, of attention that weights all tokens of a square grid equally.
+def uniform_attention_distance(grid: int | Sequence[int], token_size: float) -> float:
+    """Return the distance, in pixels, of attention that weights all tokens of a grid equally.
 
-    `token_size / side^4 * sum over dx, dy of (side - |dx|) (side - |dy|) sqrt(dx^2 + dy^2)`; about 0.52 of the side of
-    a large grid.
+    `token_size / tokens^2 * sum over dx, dy of (columns - |dx|) (rows - |dy|) sqrt(dx^2 + dy^2)`; about 0.52 of the
+    side of a large square.
     """
-    return float(token_distances(side, token_size).double().mean())
+    return float(token_distances(grid, token_size).double().mean())
 
 
 def normalized_mutual_information(attention: torch.Tensor) -> torch.Tensor:
@@ -130,10 +134,3 @@ def collapse(nmi: float, entropy: float) -> str:
     if nmi >= COLLAPSED_NMI:
         return "selective"
     return "uniform" if entropy >= UNIFORM_ENTROPY else "query-independent"
-
-
-def _grid_side(attention: torch.Tensor) -> int:
-    side = math.isqrt(attention.shape[-1])
-    if side**2 != attention.shape[-1] or attention.shape[-2] != attention.shape[-1]:
-        raise ValueError(f"attention is {tuple(attention.shape)}; its tokens must form a square grid")
-    return side

@@ -1,7 +1,6 @@
 """Run encoders for analysis: tokens of every layer, attention maps, and tokens around self-attention."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,11 +14,13 @@ from transformers import PreTrainedModel
 from ..data.samples import channels_first
 from ..data.views import View
 from ..errors import InputError, first_line
+from ..limits import ImageSize, height_and_width, size_in_words
 from ..models.backbone import load_backbone, prefix_length, random_model, with_all_patches
 from ..models.loading import load_pretrained_model, quiet_loading
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, pixel_range_of
+from ..models.sizes import token_grid
 from .attention import patch_attention
 
 _NOT_ARCHITECTURE = frozenset(
@@ -40,18 +41,15 @@ class LayerAttention:
             follow each other.
         prefix_share: `(batch_size * windows, heads)`, share of a patch's attention on CLS and registers.
         windows: of an image; 1 where attention is global.
+        grid: rows and columns of the tokens of a window.
         token_size: side of a token in pixels.
     """
 
     weights: torch.Tensor
     prefix_share: torch.Tensor
     windows: int
+    grid: tuple[int, int]
     token_size: float
-
-    @property
-    def side(self) -> int:
-        """Tokens on each side of a window."""
-        return math.isqrt(self.weights.shape[-1])
 
     def per_image(self, values: torch.Tensor) -> torch.Tensor:
         """Return the mean over each image's windows: `(batch_size, heads)` for `(batch_size * windows, heads)`."""
@@ -87,7 +85,7 @@ class Encoder:
     Args:
         name: in figures and tables.
         model: an encoder of transformers.
-        image_size: side of its input in pixels.
+        image_size: of its input in pixels.
         mean, std: of its normalization, for each channel.
         device: where it runs.
         checkpoint: where it came from; None for random weights.
@@ -98,7 +96,7 @@ class Encoder:
         self,
         name: str,
         model: PreTrainedModel,
-        image_size: int,
+        image_size: ImageSize,
         mean: Sequence[float],
         std: Sequence[float],
         device: torch.device,
@@ -133,7 +131,7 @@ class Encoder:
         return View.whole(*image.shape[:2]).of_image(image, self.image_size)
 
     def pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return normalized pixels `(batch_size, 3, image_size, image_size)`, float32, on the device."""
+        """Return normalized pixels `(batch_size, 3, height, width)`, float32, on the device."""
         batch = torch.stack([channels_first(self.view(image)) for image in images]).to(self.device).float() / 255
         mean, std = (torch.tensor(part, device=self.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (batch - mean) / std
@@ -169,19 +167,21 @@ class Encoder:
             batch_size: images in it.
 
         Raises:
-            AnalysisRefused: if the encoder gives no maps, or its tokens are no square grid.
+            AnalysisRefused: if the encoder gives no maps, or its tokens are no grid over the image.
         """
         weights = self.attention_maps(outputs)[index]
         windows = len(weights) // batch_size
-        prefix = 0 if self.has_windows else prefix_length(self.config, weights.shape[-1], self._grid_side())
+        prefix = 0 if self.has_windows else prefix_length(self.config, weights.shape[-1], self.image_size)
         patches, prefix_share = patch_attention(weights, prefix)
-        side = math.sqrt(windows * patches.shape[-1])
-        if side != int(side) or self.image_size % int(side):
+        height, width = height_and_width(self.image_size)
+        rows, columns = token_grid((height, width), windows * patches.shape[-1])
+        if rows * columns != windows * patches.shape[-1] or height % rows or width % columns:
             raise AnalysisRefused(
-                f"its attention covers {windows} x {patches.shape[-1]} tokens, which are no square grid that divides "
-                f"{self.image_size} px (padded windows?)"
+                f"its attention covers {windows} x {patches.shape[-1]} tokens, which are no grid that divides "
+                f"{size_in_words(self.image_size)} px (padded windows?)"
             )
-        return LayerAttention(patches, prefix_share, windows, self.image_size / side)
+        window = token_grid((1, 1), patches.shape[-1]) if windows > 1 else (rows, columns)
+        return LayerAttention(patches, prefix_share, windows, window, height / rows)
 
     def attention_maps(self, outputs: EncoderOutputs) -> list[torch.Tensor]:
         """Return the attention of every layer, CLS included.
@@ -196,12 +196,18 @@ class Encoder:
     def _patches(self, layer: torch.Tensor) -> torch.Tensor:
         if layer.ndim == 4:  # (batch_size, channels, rows, columns)
             return layer.flatten(2).transpose(1, 2)
-        expected = None if self.has_windows else self._grid_side()
-        return layer[:, prefix_length(self.config, layer.shape[1], expected) :]
+        return layer[:, prefix_length(self.config, layer.shape[1], self.image_size) :]
 
-    def _grid_side(self) -> int | None:
-        patch_size = getattr(self.config, "patch_size", None)
-        return self.image_size // patch_size if isinstance(patch_size, int) else None
+    def token_map(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return `(batch_size, dimension, rows, columns)` for the patch tokens of a layer.
+
+        Raises:
+            AnalysisRefused: if they are no grid over the image.
+        """
+        grid = token_grid(height_and_width(self.image_size), tokens.shape[1])
+        if grid[0] * grid[1] != tokens.shape[1]:
+            raise AnalysisRefused(f"its {tokens.shape[1]} tokens are no grid over the image")
+        return tokens.transpose(1, 2).unflatten(2, grid)
 
     def _around_attention(
         self, before: torch.Tensor, after: torch.Tensor, batch_size: int
@@ -209,18 +215,6 @@ class Encoder:
         if self.has_windows:  # (batch_size * windows, tokens, dimension)
             return before.reshape(batch_size, -1, before.shape[-1]), after.reshape(batch_size, -1, after.shape[-1])
         return self._patches(before), self._patches(after)
-
-
-def token_map(tokens: torch.Tensor) -> torch.Tensor:
-    """Return `(batch_size, dimension, side, side)` for the tokens `(batch_size, side**2, dimension)` of a square grid.
-
-    Raises:
-        AnalysisRefused: if they are none.
-    """
-    side = math.isqrt(tokens.shape[1])
-    if side**2 != tokens.shape[1]:
-        raise AnalysisRefused(f"its {tokens.shape[1]} tokens are no square grid")
-    return tokens.transpose(1, 2).unflatten(2, (side, side))
 
 
 @contextmanager

@@ -25,17 +25,17 @@ def weight_grid(
 
     Args:
         detector: from an image to its keypoint map.
-        image: `(size, size, 3)`, uint8.
+        image: `(height, width, 3)`, uint8.
         temperatures: T > 0.
         cell_sizes: w_ps in pixels; those that do not divide the image are left out.
 
     Returns:
-        From `(cell_size, temperature)` to `(size / cell_size, size / cell_size)` float32, >= 1.
+        From `(cell_size, temperature)` to `(height / cell_size, width / cell_size)` float32, >= 1.
     """
     keypoint_map = detector(image)
     grid = {}
     for cell_size in cell_sizes:
-        if image.shape[0] % cell_size == 0:
+        if image.shape[0] % cell_size == 0 == image.shape[1] % cell_size:
             density = torch.from_numpy(cell_density(keypoint_map, cell_size))
             for temperature in temperatures:
                 grid[cell_size, temperature] = keypoint_weights(density, temperature).numpy()

@@ -16,18 +16,17 @@ def cell_errors(
     """Return error, mask and weights on the largest cells that divide both a mask token and a weight cell.
 
     Args:
-        reconstruction, target: `(batch_size, channels, size, size)`.
-        mask: `(batch_size, rows, rows)`, bool, True where masked.
-        weights: `(batch_size, cells, cells)`.
+        reconstruction, target: `(batch_size, channels, height, width)`.
+        mask: `(batch_size, rows, columns)`, bool, True where masked.
+        weights: `(batch_size, weight_rows, weight_columns)`.
 
     Returns:
         Mean absolute error of each cell, mask and weights, each `(batch_size, number of cells)`.
     """
-    batch_size, channels, size, _ = target.shape
-    side = math.lcm(mask.shape[1], weights.shape[1])
+    rows, columns = (math.lcm(mask.shape[axis], weights.shape[axis]) for axis in (1, 2))
     difference = (reconstruction.float() - target.float()).abs()
-    errors = difference.reshape(batch_size, channels, side, size // side, side, size // side).mean(dim=(1, 3, 5))
-    return errors.flatten(1), upsample(mask, side, side).flatten(1), upsample(weights, side, side).flatten(1)
+    errors = difference.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).mean(dim=(1, 3, 5))
+    return errors.flatten(1), upsample(mask, rows, columns).flatten(1), upsample(weights, rows, columns).flatten(1)
 
 
 def loss_shares(loss: np.ndarray, weights: np.ndarray, num_quantiles: int = NUM_QUANTILES) -> np.ndarray:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..limits import height_and_width, size_in_words
 from ..objective.density import cell_density
 from ..objective.keypoints import KeypointDetector
 from ..objective.masking import block_mask
 from ..objective.weighting import keypoint_weights
 from .attention import attention_distance, attention_entropy, normalized_mutual_information, uniform_attention_distance
-from .encoders import AnalysisRefused, Encoder, EncoderOutputs, load_decoder, token_map
+from .encoders import AnalysisRefused, Encoder, EncoderOutputs, load_decoder
 from .fourier import diagonal_frequencies, log_amplitude
 from .loss_share import NUM_QUANTILES, cell_errors, loss_shares
 from .moments import RunningMoments
@@ -32,20 +33,20 @@ class AttentionMeasure:
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
         self._moments: defaultdict[str, list[RunningMoments]] = defaultdict(list)
-        self._geometry: list[tuple[int, float, int]] = []
+        self._geometry: list[tuple[tuple[int, int], float, int]] = []
 
     def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
         """Add a batch.
 
         Raises:
-            AnalysisRefused: if the encoder gives no attention maps over a square grid.
+            AnalysisRefused: if the encoder gives no attention maps over a grid.
         """
         for index in range(len(self.encoder.attention_maps(outputs))):
             layer = self.encoder.layer_attention(outputs, index, batch_size)
             if len(self._geometry) == index:
-                self._geometry.append((layer.side, layer.token_size, layer.windows))
+                self._geometry.append((layer.grid, layer.token_size, layer.windows))
             measured = {
-                "distance": attention_distance(layer.weights, layer.token_size),
+                "distance": attention_distance(layer.weights, layer.grid, layer.token_size),
                 "nmi": normalized_mutual_information(layer.weights),
                 "entropy": attention_entropy(layer.weights),
                 "prefix_share": layer.prefix_share,
@@ -60,8 +61,8 @@ class AttentionMeasure:
         """Return a row for each layer and head, and one with head "mean"; distances in pixels of the model's input."""
         rows: list[Row] = []
         layers = zip(self._moments["distance"], self._geometry, strict=True)
-        for layer, (moments, (side, token_size, windows)) in enumerate(layers, 1):
-            uniform = uniform_attention_distance(side, token_size)
+        for layer, (moments, (grid, token_size, windows)) in enumerate(layers, 1):
+            uniform = uniform_attention_distance(grid, token_size)
             rows += [
                 {
                     "model": self.encoder.name,
@@ -71,7 +72,7 @@ class AttentionMeasure:
                     "std": std,
                     "uniform_distance": uniform,
                     "relative_to_uniform": distance / uniform if uniform else float("nan"),
-                    "image_size": self.encoder.image_size,
+                    "image_size": size_in_words(self.encoder.image_size),
                     "token_size": token_size,
                     "windows": windows,
                     "num_images": moments.count,
@@ -111,30 +112,31 @@ class FourierMeasure:
 
     def __init__(self, encoder: Encoder):
         self.encoder = encoder
-        self._moments: dict[int, tuple[int, RunningMoments, RunningMoments]] = {}
+        self._moments: dict[int, tuple[int, RunningMoments, RunningMoments]] = {}  # tokens on the shorter side
 
     def update(self, outputs: EncoderOutputs, batch_size: int) -> None:
         """Add a batch.
 
         Raises:
-            AnalysisRefused: if the tokens are no square grid.
+            AnalysisRefused: if the tokens are no grid over the image.
         """
         for layer, tokens in enumerate(outputs.layers, outputs.first_layer):
-            tokens = token_map(tokens)
+            tokens = self.encoder.token_map(tokens)
             if layer not in self._moments:
-                self._moments[layer] = (tokens.shape[-1], RunningMoments(), RunningMoments())
+                self._moments[layer] = (min(tokens.shape[2:]), RunningMoments(), RunningMoments())
             amplitude = log_amplitude(tokens)
             self._moments[layer][1].update(amplitude)
             self._moments[layer][2].update(amplitude - amplitude[:, :1])
 
     def rows(self) -> list[Row]:
         """Return a row for each layer and frequency."""
+        shorter = min(height_and_width(self.encoder.image_size))
         return [
             {
                 "model": self.encoder.name,
                 "layer": layer,
                 "frequency_pi": float(frequency),
-                "cycles_per_pixel": float(frequency) / 2 * side / self.encoder.image_size,
+                "cycles_per_pixel": float(frequency) / 2 * side / shorter,
                 "log_amplitude": amplitude,
                 "relative_log_amplitude": relative_mean,
                 "std": std,
@@ -240,13 +242,14 @@ class KeypointSettings:
         self.mask_ratio: float = any_kamim.get("mask_ratio", 0.6)
 
     def weights(self, views: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return keypoint weights `(batch_size, cells, cells)`, float32, >= 1, of RGB uint8 images at a model's size.
+        """Return keypoint weights `(batch_size, rows, columns)`, float32, >= 1, of RGB uint8 images at a model's size.
 
         Raises:
             AnalysisRefused: if the cells do not divide the images.
         """
-        if views[0].shape[0] % self.cell_size:
-            raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {views[0].shape[0]} px")
+        sides = views[0].shape[:2]
+        if any(side % self.cell_size for side in sides):
+            raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {size_in_words(sides)} px")
         densities = [cell_density(self.detector(view), self.cell_size) for view in views]
         return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
 
@@ -274,28 +277,28 @@ class Reconstructor:
         self.encoder, self.settings, self.seed = encoder, settings, seed
         self.model = load_decoder(encoder)
         patch_size = self.model.config.patch_size
-        if encoder.image_size % settings.mask_patch_size or settings.mask_patch_size % patch_size:
+        sides, block = height_and_width(encoder.image_size), settings.mask_patch_size
+        if any(side % block for side in sides) or block % patch_size:
             raise AnalysisRefused(
-                f"mask blocks of {settings.mask_patch_size} px do not fit {encoder.image_size} px and patches of "
-                f"{patch_size} px"
+                f"mask blocks of {block} px do not fit {size_in_words(sides)} px and patches of {patch_size} px"
             )
-        self.token_side = encoder.image_size // patch_size
+        self.grid = sides[0] // patch_size, sides[1] // patch_size
 
     def mask(self, indices: Sequence[int]) -> torch.Tensor:
-        """Return masks `(batch_size, rows, rows)`, bool; an image's mask depends on its number and the seed alone."""
+        """Return masks `(batch_size, rows, columns)`, bool; those of an image follow from its number and the seed."""
         size, settings = self.encoder.image_size, self.settings
-        patch_size = size // self.token_side
+        patch_size = self.model.config.patch_size
         masks = [
             block_mask(size, settings.mask_patch_size, patch_size, settings.mask_ratio, Random(self.seed << 64 | index))
             for index in indices
         ]
-        return torch.from_numpy(np.stack(masks)).unflatten(1, (self.token_side, self.token_side))
+        return torch.from_numpy(np.stack(masks)).unflatten(1, self.grid)
 
     @torch.no_grad()
     def __call__(
         self, images: Sequence[np.ndarray], indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return pixels and reconstruction `(batch_size, 3, size, size)`, normalized, and the mask, on the CPU."""
+        """Return pixels and reconstruction `(batch_size, 3, height, width)`, normalized, and the mask, on the CPU."""
         pixels, mask = self.encoder.pixels(images), self.mask(indices)
         bool_masked_pos = mask.flatten(1).to(pixels.device)
         output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)

@@ -124,7 +124,7 @@ class AttentionMaps:
     Args:
         model: its name.
         layer: number of the block.
-        maps: `(num_images, side, side)`, each sums to 1.
+        maps: `(num_images, rows, columns)`, each sums to 1.
         query: row and column of the token.
     """
 
@@ -135,7 +135,7 @@ class AttentionMaps:
 
     def rows(self, indices: Sequence[int]) -> list[Row]:
         """Return a row for each image and key."""
-        side = self.maps.shape[1]
+        _, rows, columns = self.maps.shape
         return [
             {
                 "model": self.model,
@@ -146,11 +146,11 @@ class AttentionMaps:
                 "key_row": row,
                 "key_column": column,
                 "attention": float(values[row, column]),
-                "times_uniform": float(values[row, column]) * side**2,
+                "times_uniform": float(values[row, column]) * rows * columns,
             }
             for image, values in zip(indices, self.maps, strict=True)
-            for row in range(side)
-            for column in range(side)
+            for row in range(rows)
+            for column in range(columns)
         ]
 
 
@@ -165,12 +165,12 @@ def query_maps(encoder: Encoder, images: AnalysisImages, indices: Sequence[int])
     layer = encoder.layer_attention(outputs, index, len(indices))
     if layer.windows > 1:
         raise AnalysisRefused(
-            f"its last layer attends within {layer.windows} windows of {layer.side} x {layer.side} tokens, so that a "
-            "token has no map over the image"
+            f"its last layer attends within {layer.windows} windows of {' x '.join(map(str, layer.grid))} tokens, so "
+            "that a token has no map over the image"
         )
-    side = layer.side
-    query = (int(QUERY_POINT[0] * side), int(QUERY_POINT[1] * side))
-    maps = layer.weights.mean(dim=1)[:, query[0] * side + query[1]].unflatten(1, (side, side))
+    rows, columns = layer.grid
+    query = (int(QUERY_POINT[0] * rows), int(QUERY_POINT[1] * columns))
+    maps = layer.weights.mean(dim=1)[:, query[0] * columns + query[1]].unflatten(1, layer.grid)
     return AttentionMaps(encoder.name, index + 1, maps.cpu().numpy(), query)
 
 
@@ -180,8 +180,8 @@ class Reconstructions:
 
     Args:
         model: its name.
-        originals, masked, filled: `(num_images, size, size, 3)`, float, in [0, 1]; the last with the visible pixels.
-        weights: `(num_images, cells, cells)`.
+        originals, masked, filled: `(num_images, height, width, 3)`, float, in [0, 1]; the last with the visible pixels.
+        weights: `(num_images, rows, columns)`.
         errors: `(num_images,)`, mean absolute error over the masked pixels, normalized.
     """
 
@@ -205,7 +205,7 @@ def reconstruct(reconstructor: Reconstructor, images: AnalysisImages, indices: S
     encoder, chosen = reconstructor.encoder, images.take(indices)
     weights = reconstructor.settings.weights([encoder.view(image) for image in chosen])
     pixels, reconstruction, mask = reconstructor(chosen, indices)
-    pixel_mask = upsample(mask, encoder.image_size, encoder.image_size)
+    pixel_mask = upsample(mask, *pixels.shape[2:])
     errors = (pixels - reconstruction).abs().mean(dim=1).mul(pixel_mask).sum(dim=(1, 2)) / pixel_mask.sum(dim=(1, 2))
     originals, outputs = (to_rgb(batch, encoder.mean, encoder.std) for batch in (pixels, reconstruction))
     is_masked = pixel_mask.unsqueeze(-1).numpy()

@@ -19,6 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..hub.markup import plot_text
+from ..limits import size_in_words
 from ..training.figures import LINE_COLORS, MARKERS, label_weights, weight_norm
 from .attention import COLLAPSED_NMI
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
@@ -349,11 +350,11 @@ def attention_maps_figure(images: Sequence[np.ndarray], maps: Sequence[Attention
     """Draw the attention of a marked token: images in the first row, then a row for each model; one scale for all.
 
     Args:
-        images: `(size, size, 3)`, uint8.
+        images: `(height, width, 3)`, uint8.
         maps: of each model.
     """
     figure, axes = _image_grid(["image", *(f"{part.model}\nlayer {part.layer}" for part in maps)], len(images))
-    most = max(float(part.maps.max()) * part.maps.shape[1] ** 2 for part in maps)
+    most = max(float(part.maps.max()) * part.maps[0].size for part in maps)
     norm = PowerNorm(0.5, 0.0, max(most, 2.0))
     for axis, image in zip(axes[0], images, strict=True):
         axis.imshow(image)
@@ -379,11 +380,11 @@ def reconstructions_figure(parts: Sequence[Reconstructions]) -> Figure:
         parts: of each model; originals, masks and weights are drawn for the first, and again where the size differs.
     """
     rows: list[tuple[str, np.ndarray]] = []
-    size = 0
+    sides: tuple[int, ...] = ()
     for part in parts:
-        if part.originals.shape[1] != size:
-            size = part.originals.shape[1]
-            rows += [(f"original\n{size} px", part.originals), ("masked", part.masked)]
+        if part.originals.shape[1:3] != sides:
+            sides = part.originals.shape[1:3]
+            rows += [(f"original\n{size_in_words(sides)} px", part.originals), ("masked", part.masked)]
         rows.append((part.model, part.filled))
     rows.append(("weights W", parts[0].weights))
     figure, axes = _image_grid([name for name, _ in rows], len(parts[0].originals))
@@ -404,10 +405,10 @@ def keypoints_figure(
     """Draw a column for each detector: the image, keypoints on it, keypoint map F, and keypoint density.
 
     Args:
-        image: `(size, size, 3)`, uint8.
+        image: `(height, width, 3)`, uint8.
         positions: from a detector's name to `(num_keypoints, 2)`, x and y in pixels.
-        maps: `(size, size)`, values {0, 1}.
-        densities: `(cells, cells)`, in [0, 1].
+        maps: `(height, width)`, values {0, 1}.
+        densities: `(rows, columns)`, in [0, 1].
     """
     figure, axes = _image_grid(["image", "keypoints", "map F", "density Ω"], len(positions), titles=True)
     for column, name in enumerate(positions):
@@ -427,7 +428,7 @@ def weight_grid_figure(image: np.ndarray, grid: Mapping[tuple[int, float], np.nd
     """Draw the weights of an image: a row for each cell size, a column for each temperature; all share one scale.
 
     Args:
-        image: `(size, size, 3)`, uint8, shown in the first column.
+        image: `(height, width, 3)`, uint8, shown in the first column.
         grid: of `weight_grid`.
     """
     cell_sizes = list(dict.fromkeys(cell_size for cell_size, _ in grid))

@@ -27,6 +27,7 @@ from ..hub.cards import pretraining_card
 from ..models.families import family_of
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..models.sizes import image_size_of, patch_grid
 from ..models.warm_start import warm_start
 from ..privacy import public_dataset, public_name
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
@@ -172,7 +173,7 @@ def build_trainer(
         data_collator=default_collate,
         processing_class=processor,
         weighting=kamim_args.cell_weighting(),
-        num_cells=kamim_args.image_size // kamim_args.weight_patch_size,
+        num_cells=kamim_args.num_cells,
         run_settings=settings,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
@@ -184,7 +185,7 @@ def online_probe(
     """Return the probe that scores the features every so many optimizer steps, on labelled images of the data set."""
     seed, processor = trainer.args.seed, trainer.processing_class
     images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
-    columns, size = [images.image_column, images.label_column], trainer.model.config.image_size
+    columns, size = [images.image_column, images.label_column], image_size_of(trainer.model.config)
     transform = ClassificationTransform(columns[0], columns[1], size, "none", pixel_range_of(processor))
 
     def samples(split: Dataset) -> SampleDataset:
@@ -249,11 +250,10 @@ def draw_reconstructions(
     batch = prepare_batch(samples, processor, trainer.args.device, trainer.weighting, trainer.num_cells)
     model.eval()
     reconstruction = model(**batch).reconstruction
-    side = model.config.image_size // model.config.patch_size
     weights = batch.get("keypoint_weights", torch.ones(num_rows, 1, 1))
     return reconstruction_figure(
         batch["pixel_values"].cpu(),
-        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        batch["bool_masked_pos"].unflatten(1, patch_grid(model.config)).cpu(),
         reconstruction.cpu(),
         weights.cpu(),
         processor.image_mean,

@@ -23,6 +23,7 @@ from ..analysis.tokens import check_scikit_learn
 from ..data.bad_images import list_bad_images
 from ..errors import InputError, first_line
 from ..evaluation.results import device_name
+from ..limits import size_in_words
 from ..privacy import public_dataset, public_name
 from ..training.run_directory import check_reports
 from .endings import run
@@ -110,7 +111,7 @@ def describe(encoder: Encoder) -> str:
     source = "random weights" if encoder.checkpoint is None else public_name(encoder.checkpoint)
     patch_size = getattr(encoder.config, "patch_size", None)
     patches = f", patches of {patch_size} px" if isinstance(patch_size, int) else ""
-    return f"{source}, {encoder.config.model_type} at {encoder.image_size} px{patches}"
+    return f"{source}, {encoder.config.model_type} at {size_in_words(encoder.image_size)} px{patches}"
 
 
 if __name__ == "__main__":

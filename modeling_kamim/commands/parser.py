@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import re
 import shlex
@@ -89,7 +90,8 @@ def changed(group: Any, *names: str) -> dict[str, Any]:
 
 def command(*words: str | Path, **options: Any) -> str:
     """Return a command line for a shell: the program and what stands before its options, then the options."""
-    return shlex.join([*map(str, words), *(word for key in options for word in (f"--{key}", str(options[key])))])
+    given = ([f"--{key}", *map(str, value if isinstance(value, list) else [value])] for key, value in options.items())
+    return shlex.join([*map(str, words), *itertools.chain.from_iterable(given)])
 
 
 def _public_file(file: str) -> str:

@@ -12,11 +12,11 @@ from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ..limits import check_choice
+from ..limits import ImageSize, check_choice
 from ..models.pixel_range import PixelRange
 from .decoding import decode_image
 from .samples import channels_first
-from .views import RandomView, View
+from .views import RandomView, View, crop_ratios
 
 AUGMENTATIONS = ("none", "paper", "strong", "crop_flip")
 
@@ -35,7 +35,6 @@ class _NoiseErasing(v2.RandomErasing):
         return params
 
 
-_CROP = RandomView(min_scale=0.08, horizontal_flip=0.5, vertical_flip=0.0)
 _DISTORTIONS = {
     "paper": v2.Compose(
         [
@@ -52,7 +51,7 @@ _DISTORTIONS = {
 class ClassificationTransform:
     """Callable from a row of a data set and a random generator to a sample with one of four augmentations.
 
-    - "none": the whole image, resized to a square.
+    - "none": the whole image, resized to the model's size.
     - "paper": the same, then TrivialAugmentWide and RandomErasing.
     - "strong": as SimMIM's fine-tuning (arXiv:2111.09886, the authors' `config.py`): random crop of 8% to 100%,
       horizontal flip, RandAugment, RandomErasing with noise. torchvision lacks their RandAugment, timm's
@@ -64,7 +63,7 @@ class ClassificationTransform:
 
     Args:
         image_column, label_column: columns of the row.
-        image_size: side of the result in pixels.
+        image_size: of the result in pixels.
         augmentation: one of the four; validation takes "none".
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
 
@@ -74,7 +73,7 @@ class ClassificationTransform:
 
     image_column: str
     label_column: str
-    image_size: int
+    image_size: ImageSize
     augmentation: str
     pixel_range: PixelRange | None = None
 
@@ -85,13 +84,13 @@ class ClassificationTransform:
         """Draw one sample.
 
         Returns:
-            pixel_values `(3, image_size, image_size)` uint8, labels int; for "paper" and "strong" also mixing_seed int,
+            pixel_values `(3, height, width)` uint8, labels int; for "paper" and "strong" also mixing_seed int,
             by which `MixingCollator` mixes the batch.
         """
         image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
         height, width = image.shape[:2]
         crops = self.augmentation in ("strong", "crop_flip")
-        view = _CROP(height, width, rng) if crops else View.whole(height, width)
+        view = self._random_view(height, width, rng) if crops else View.whole(height, width)
         pixels = view.of_image(image, self.image_size)
         sample = {"labels": row[self.label_column]}
         if self.augmentation not in _DISTORTIONS:
@@ -100,6 +99,10 @@ class ClassificationTransform:
         with _seeded(augment_seed):
             pixel_values = _DISTORTIONS[self.augmentation](Image.fromarray(pixels))
         return {**sample, "pixel_values": pixel_values, "mixing_seed": mixing_seed}
+
+    @property
+    def _random_view(self) -> RandomView:
+        return RandomView(0.08, crop_ratios(self.image_size), horizontal_flip=0.5, vertical_flip=0.0)
 
 
 class MixingCollator:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import InputError
 from ..hub.cards import prepared_dataset_card
-from ..limits import check_ranges
+from ..limits import ImageSize, check_ranges, height_and_width, written_size
 from ..models.pixel_range import PixelRange
 from ..objective.keypoints import KeypointDetector
 from .attach_density import process_rows
@@ -38,9 +38,11 @@ class PreparationArguments:
     _argument_group_name = "preparation"
 
     output_dir: str = field(metadata={"help": "Folder of the prepared data set."})
-    image_size: int = field(
-        default=192,
-        metadata={"help": "Side of the model's input in pixels; images are shrunk to a short side of 4/3 of it."},
+    image_size: list[int] = field(
+        default=192,  # type: ignore[arg-type]
+        metadata={
+            "help": "Side of the model's input in pixels, or its height and width; 192. Images are shrunk to 4/3 of it."
+        },
     )
     quality: int = field(default=90, metadata={"help": "JPEG quality of the shrunk images, 1 to 100."})
     keypoint_detector: list[str] = field(
@@ -68,6 +70,7 @@ class PreparationArguments:
         files.check_output_dir(self.output_dir)
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
+        self.image_size = written_size(self.image_size or 192)  # type: ignore[assignment]
         check_ranges(self)
         self.densities()
 
@@ -88,13 +91,14 @@ _SHARDS_LOOKED_AT = 8  # in search of images without keypoints
 class Preparation:
     """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
 
-    An image whose short side exceeds `4/3 image_size` is shrunk to that (by area averages) and becomes a JPEG, or a PNG
-    if a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8 bits if it has more.
+    An image whose sides both exceed 4/3 of the model's input is shrunk (by area averages) until one of them does not,
+    and becomes a JPEG, or a PNG if a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8
+    bits if it has more.
     Keypoints are detected before shrinking: the densities are those of the `datasets.map` step.
 
     Args:
         image_column: column of the image, as `datasets.Image(decode=False)`; the other columns are passed on.
-        image_size: side of the model's input in pixels.
+        image_size: of the model's input in pixels.
         densities: detectors; may be empty.
         quality: of the JPEGs, 1 to 100.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
@@ -102,16 +106,17 @@ class Preparation:
     """
 
     image_column: str
-    image_size: int
+    image_size: ImageSize
     densities: tuple[DensityDetector, ...]
     quality: int = 90
     skip_bad_images: bool = False
     pixel_range: PixelRange | None = None
 
     @property
-    def short_side(self) -> int:
-        """Short side of the images in pixels, large enough that few crops are enlarged."""
-        return round(self.image_size * 4 / 3)
+    def least_sides(self) -> tuple[int, int]:
+        """Height and width in pixels below which no image is shrunk, large enough that few crops are enlarged."""
+        height, width = height_and_width(self.image_size)
+        return round(height * 4 / 3), round(width * 4 / 3)
 
     def features(self, features: datasets.Features) -> datasets.Features:
         """Return the features of the result for the features of the rows."""
@@ -148,7 +153,8 @@ class Preparation:
 
     def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
         height, width = image.shape[:2]
-        scale = self.short_side / min(height, width)
+        least_height, least_width = self.least_sides
+        scale = max(least_height / height, least_width / width)
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             data, suffix = self._encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA))

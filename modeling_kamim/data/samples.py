@@ -4,6 +4,7 @@ Crop, flips, mask and density of a sample depend on its random generator alone, 
 `View`.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import datasets
 import numpy as np
 import torch
 
+from ..limits import ImageSize, height_and_width
 from ..models.pixel_range import PixelRange
 from ..objective.density import cell_density
 from ..objective.keypoints import KeypointDetector
@@ -35,7 +37,7 @@ class MaskedImageTransform:
 
     Args:
         image_column: column of the image, as `datasets.Image(decode=False)`.
-        image_size: side of the result in pixels.
+        image_size: of the result in pixels.
         patch_size: side of a token of the model in pixels.
         mask_patch_size, mask_ratio: of `block_mask`.
         weight_patch_size: side of a weight cell (w_ps) in pixels.
@@ -47,7 +49,7 @@ class MaskedImageTransform:
     """
 
     image_column: str
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     mask_patch_size: int
     mask_ratio: float
@@ -67,8 +69,8 @@ class MaskedImageTransform:
         """Draw one sample.
 
         Returns:
-            pixel_values `(3, image_size, image_size)` uint8; bool_masked_pos `(num_patches,)` bool. With a detector
-            also keypoint_density `(image_size / weight_patch_size,) * 2` float32, of the crop. With stored densities
+            pixel_values `(3, height, width)` uint8; bool_masked_pos `(num_patches,)` bool. With a detector also
+            keypoint_density `(rows, columns)` float32, of the weight cells of the crop. With stored densities
             keypoint_density `(grid, grid)` uint8, of the whole image, and crop_box `(4,)` float32 (see
             `resample_density`). With shuffled cells cell_order `(number of cells,)` int64.
 
@@ -87,8 +89,8 @@ class MaskedImageTransform:
             sample["keypoint_density"] = torch.from_numpy(self._density(self._stored, row))
             sample["crop_box"] = torch.from_numpy(np.array(view.crop_box(), np.float32))
         if self.shuffle_cells:
-            num_cells = (self.image_size // self.weight_patch_size) ** 2
-            sample["cell_order"] = torch.from_numpy(random_order(num_cells, rng))
+            grid = (side // self.weight_patch_size for side in height_and_width(self.image_size))
+            sample["cell_order"] = torch.from_numpy(random_order(math.prod(grid), rng))
         return sample
 
     def _density(self, stored: DensityFormat, row: dict[str, Any]) -> np.ndarray:

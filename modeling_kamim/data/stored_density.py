@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import InputError
+from ..limits import ImageSize, height_and_width
 from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
-from .views import RandomView
+from .views import RandomView, crop_ratios
 
 FINE_GRID, MAX_GRID = 128, 256  # 16 and 64 kB a density
 COLUMN_PREFIX = "keypoint_density_"
@@ -87,13 +88,13 @@ class DensityDetector:
 
     Args:
         detector: of the keypoints.
-        image_size: side of the crops after resizing, in pixels.
+        image_size: of the crops after resizing, in pixels.
         min_scale: least area of the crops as a share of the image, in (0, 1]; see `RandomView`.
         version: of the densities; part of the cache key.
     """
 
     detector: KeypointDetector
-    image_size: int
+    image_size: ImageSize
     min_scale: float = RandomView.min_scale
     version: int = KEYPOINTS_VERSION
 
@@ -104,8 +105,9 @@ class DensityDetector:
 
     @property
     def grid(self) -> int:
-        """Rows and columns of a density: `image_size` up to 128, above that half of it, in 128 to 256."""
-        return min(self.image_size, max(FINE_GRID, self.image_size // 2), MAX_GRID)
+        """Rows and columns of a density: the longer side up to 128, above that half of it, in 128 to 256."""
+        side = max(height_and_width(self.image_size))
+        return min(side, max(FINE_GRID, side // 2), MAX_GRID)
 
     @property
     def label(self) -> str:
@@ -138,17 +140,20 @@ class DensityDetector:
         return cv2.resize(keypoints * np.uint8(255), (self.grid, self.grid), interpolation=cv2.INTER_AREA)
 
     def detection_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the (width, height) of an image at which its average crop has `image_size` pixels on each side.
+        """Return the (width, height) of an image at which its average crop has `image_size` pixels.
 
-        Crops become squares whatever their shape, so the image is squeezed along its longer side as its crops are.
+        Crops get one shape whatever their own, so the image is squeezed along its longer side as its crops are.
         """
-        crop_height, crop_width = RandomView(self.min_scale).mean_size(height, width)
+        view = RandomView(self.min_scale, crop_ratios(self.image_size))
+        crop_height, crop_width = view.mean_size(height, width)
         across, down = (min(zoom, _LARGEST_ZOOM) for zoom in (width / crop_width, height / crop_height))
-        return round(across * self.image_size), round(down * self.image_size)
+        down_size, across_size = height_and_width(self.image_size)
+        return round(across * across_size), round(down * down_size)
 
     def check_cells(self, weight_patch_size: int) -> None:
         """Raise InputError if weight cells are too small for the grid."""
-        smallest = math.ceil(_FINEST_CELL * self.image_size / (self.grid * self.min_scale**0.5))
+        side = max(height_and_width(self.image_size))
+        smallest = math.ceil(_FINEST_CELL * side / (self.grid * self.min_scale**0.5))
         if weight_patch_size < smallest:
             raise InputError(
                 f"weight_patch_size is {weight_patch_size}, but stored densities of whole images, of {self.grid} x "

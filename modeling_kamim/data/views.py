@@ -7,8 +7,9 @@ from random import Random
 import cv2
 import numpy as np
 
-from ..limits import check_range
+from ..limits import ImageSize, check_range, height_and_width
 
+STRETCH = 3 / 4, 4 / 3  # of a crop along its width as it gets the model's size
 _TRIES = 10  # to draw a crop that fits; after them the largest central one is taken
 _MEAN_STEPS = 32  # of area and of ratio, to average the sizes of crops
 
@@ -37,10 +38,11 @@ class View:
         """Return the view that shows all of an image."""
         return cls(0, 0, height, width, height, width)
 
-    def of_image(self, image: np.ndarray, size: int) -> np.ndarray:
-        """Return the pixels of the view, `(size, size, 3)`; bilinear without antialias, as in the released code."""
+    def of_image(self, image: np.ndarray, size: ImageSize) -> np.ndarray:
+        """Return the pixels of the view at a size; bilinear without antialias, as in the released code."""
         crop = image[self.top : self.top + self.height, self.left : self.left + self.width]
-        pixels = cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR)
+        height, width = height_and_width(size)
+        pixels = cv2.resize(crop, (width, height), interpolation=cv2.INTER_LINEAR)
         if self.horizontal_flip or self.vertical_flip:
             code = -1 if self.horizontal_flip and self.vertical_flip else int(self.horizontal_flip)
             pixels = cv2.flip(pixels, code)
@@ -57,13 +59,19 @@ class View:
         return top, left, bottom, right
 
 
+def crop_ratios(size: ImageSize) -> tuple[float, float]:
+    """Return the range of width / height of crops that get a size: `STRETCH` times that of the size."""
+    height, width = height_and_width(size)
+    return STRETCH[0] * (width / height), STRETCH[1] * (width / height)
+
+
 @dataclass(frozen=True)
 class RandomView:
     """Random resized crop and flips; the crop follows torchvision's `RandomResizedCrop`.
 
     Args:
         min_scale: least area of the crop as a share of the image, in (0, 1]; the largest is all of it.
-        ratio: range of the crop's width / height.
+        ratio: range of the crop's width / height, see `crop_ratios`.
         horizontal_flip, vertical_flip: probabilities, in [0, 1].
 
     Raises:
@@ -71,7 +79,7 @@ class RandomView:
     """
 
     min_scale: float = 0.67
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: tuple[float, float] = STRETCH
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
 

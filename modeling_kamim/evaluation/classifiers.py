@@ -13,10 +13,11 @@ from transformers import (
 )
 
 from ..errors import InputError
+from ..limits import size_in_words
 from ..models.classifier import KamimViTClassifierConfig, KamimViTForImageClassification
 from ..models.loading import load_config, load_whole
 from ..models.positions import resized_config, resized_state_dict
-from ..models.sizes import build_config, check_image_size, square_sides
+from ..models.sizes import build_config, check_image_size, plain_sizes
 from ..models.warm_start import vit_config
 from .finetuning import add_drop_path
 from .settings import ClassificationArguments
@@ -95,12 +96,11 @@ def encoder_config(args: ClassificationArguments) -> ViTConfig | SwinConfig:
         )
     if config.model_type == "vit_mae":  # an encoder of all patches is a ViT
         config = vit_config(config)
-    square_sides(config)
+    plain_sizes(config)
     if args.image_size not in (None, config.image_size):
         if args.mode != "finetune":
-            raise InputError(
-                f"image_size is {args.image_size}, the checkpoint's is {config.image_size}; they must agree"
-            )
+            given, own = map(size_in_words, (args.image_size, config.image_size))
+            raise InputError(f"image_size is {given}, the checkpoint's is {own}; they must agree")
         config = resized_config(config, args.image_size)
     check_image_size(config)
     return config

@@ -17,9 +17,11 @@ from ..data.loading import DataArguments, choose_splits, find_image_column, keep
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
 from ..hub.cards import baseline_name
+from ..limits import size_in_words
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
+from ..models.sizes import image_sides, image_size_of, patch_grid
 from ..privacy import public_name
 from ..training.batches import prepare_batch
 from ..training.figures import save_figure
@@ -46,9 +48,10 @@ def compare_reconstructions(
     if not names:
         raise InputError("reconstructions need --model_name_or_path, a checkpoint of kamim pretrain")
     models = [load_pretrained_model(name) for name in names]
-    sizes = {model.config.image_size for model in models}
+    sizes = sorted({image_sides(model.config) for model in models})
     if len(sizes) > 1:
-        raise InputError(f"the models have image sizes {sorted(sizes)}; compare models of one size")
+        words = ", ".join(map(size_in_words, sizes))
+        raise InputError(f"the models have image sizes of {words} px; compare models of one size")
     images, column = _images(data_args, training_args.seed)
     scored = [
         _ScoredModel(name, model, images, column, training_args) for name, model in zip(names, models, strict=True)
@@ -84,12 +87,12 @@ class _ScoredModel:
         args: ProbingArguments,
     ):
         self.name, self.model = name, model.to(args.device)
-        config = model.config
+        config, size = model.config, image_size_of(model.config)
         mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
-        self.processor = image_processor(config.image_size, name)
+        self.processor = image_processor(size, name)
         transform = MaskedImageTransform(
             column,
-            config.image_size,
+            size,
             config.patch_size,
             mask_patch_size,
             PAPER_MASK_RATIO,
@@ -130,10 +133,9 @@ def _draw(models: list[_ScoredModel]) -> Figure:
     shown = {public_name(model.name): model.reconstruct() for model in models}
     batch, _ = next(iter(shown.values()))
     first = models[0]
-    side = first.model.config.image_size // first.model.config.patch_size
     return comparison_figure(
         batch["pixel_values"].cpu(),
-        batch["bool_masked_pos"].unflatten(1, (side, side)).cpu(),
+        batch["bool_masked_pos"].unflatten(1, patch_grid(first.model.config)).cpu(),
         {name: reconstruction.cpu() for name, (_, reconstruction) in shown.items()},
         first.processor.image_mean,
         first.processor.image_std,

@@ -27,6 +27,7 @@ from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structu
 from ..errors import InputError
 from ..models.families import encoder_stride
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.sizes import token_grid
 from ..objective.losses import patch_statistics
 from ..objective.masking import upsample
 
@@ -176,8 +177,8 @@ def masked_scores(
 
 def pixel_mask(bool_masked_pos: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Return a mask of pixels `(batch_size, height, width)`, bool, for masked patches `(batch_size, num_patches)`."""
-    side = math.isqrt(bool_masked_pos.shape[1])
-    return upsample(bool_masked_pos.bool().unflatten(1, (side, side)), height, width)
+    grid = token_grid((height, width), bool_masked_pos.shape[1])
+    return upsample(bool_masked_pos.bool().unflatten(1, grid), height, width)
 
 
 def normalized_range(mean: Sequence[float], std: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..errors import InputError
-from ..limits import check_ranges
+from ..limits import check_ranges, written_size
 from ..models.families import FAMILIES
 from ..training.arguments import OWN_SCHEDULE, RecipeArguments
 from .protocols import PAPER_TRAINING, PROTOCOLS, Protocol
@@ -80,11 +80,11 @@ class ClassificationArguments:
         default=None,
         metadata={"help": 'Config keys of random weights, as "patch_size=8,num_hidden_layers=6".'},
     )
-    image_size: int | None = field(
+    image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Side of the input in pixels; the checkpoint's where not given (random: 192). Fine-tuning takes "
-            "another one than the checkpoint's and interpolates its positions."
+            "help": "Side of the input in pixels, or its height and width; the checkpoint's where not given (random: "
+            "192). Fine-tuning takes another one than the checkpoint's and interpolates its positions."
         },
     )
     layer: int | None = field(
@@ -147,6 +147,8 @@ class ClassificationArguments:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.image_size is not None:
+            self.image_size = written_size(self.image_size)  # type: ignore[assignment]
         if self.mode != "linear_probe" and self.protocol != "paper":
             raise InputError(f"protocol is {self.protocol}; it is for --mode linear_probe, not for {self.mode}")
         if self.mode != "finetune" and (self.layer_decay != 1.0 or self.ema_decay or self.drop_path):

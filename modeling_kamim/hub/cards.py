@@ -1,6 +1,7 @@
 """Write cards: the README.md of a pretrained encoder, of a classifier, and of a prepared data set."""
 
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from transformers import PreTrainedConfig
 
 from .. import __version__
 from ..errors import InputError
+from ..limits import height_and_width, size_in_words
 from ..models.classifier import KamimViTClassifierConfig
 from ..models.families import FAMILIES, family_of, model_depth
+from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
@@ -58,7 +61,7 @@ def pretraining_card(
     drops_masked = family_of(config).drops_masked
     unweighted = "MAE's objective" if drops_masked else "SimMIM's objective"
     method = {"keypoint": "KAMIM", "none": unweighted}.get(weighting, f"{weighting} weights, a control")
-    num_blocks = (config.image_size // config.kamim["mask_patch_size"]) ** 2
+    num_blocks = math.prod(side // config.kamim["mask_patch_size"] for side in image_sides(config))
     return _card(
         "pretrained.md",
         run,
@@ -73,7 +76,7 @@ def pretraining_card(
         base=_name(base, "checkpoint") if base else None,
         drops_masked=drops_masked,
         has_pooler=config.model_type in ("vit", "deit"),
-        image_size=config.image_size,
+        image_size=size_in_words(image_size_of(config)),
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
@@ -105,7 +108,7 @@ def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str 
         architecture=_architecture(config),
         head="a linear layer on its frozen features" if mode == "linear_probe" else "all weights fine-tuned",
         num_classes=config.num_labels,
-        image_size=config.image_size,
+        image_size=size_in_words(image_size_of(config)),
         encoder=_name(encoder, "checkpoint") if encoder else "random weights: a baseline",
         trust=", trust_remote_code=True" if config.model_type == KamimViTClassifierConfig.model_type else "",
     )
@@ -180,9 +183,10 @@ def prepared_dataset_card(
         template_path=str(TEMPLATES / "prepared_dataset.md"),
         title=markdown(directory.name),
         source="A local data set" if Path(source).expanduser().exists() else source,
-        image_size=preparation.image_size,
+        image_size=size_in_words(preparation.image_size),
+        sides=" ".join(map(str, dict.fromkeys(height_and_width(preparation.image_size)))),
         num_rows=statistics["num_rows"],
-        short_side=preparation.short_side,
+        least_size=size_in_words(preparation.least_sides),
         quality=preparation.quality,
         kilobytes=statistics["num_bytes"] / max(1, statistics["num_rows"]) / 1000,
         num_bad=statistics["num_bad"],

@@ -17,6 +17,7 @@ from transformers import AutoModel, PreTrainedModel, SwinConfig, ViTConfig
 from ..errors import InputError
 from ..models.loading import load_config, load_whole
 from ..models.processor import image_processor
+from ..models.sizes import image_sides, image_size_of
 from ..privacy import public_name
 from .conversion import check_output_dir, parameter_names, written_whole
 from .markup import markdown
@@ -60,7 +61,7 @@ def export_checkpoint(name_or_path: str, output_dir: Path, file_format: str) -> 
     check_output_dir(output_dir)
     _check_installed({"timm": ("timm",), "onnx": ("onnx", "onnxscript", "onnxruntime")}[file_format], file_format)
     model = _load_encoder(name_or_path)
-    pixels = torch.randn(2, model.config.num_channels, *_image_size(model.config))
+    pixels = torch.randn(2, model.config.num_channels, *image_sides(model.config))
     with torch.no_grad():
         expected = model(pixels).last_hidden_state
     with written_whole(output_dir) as unfinished:
@@ -89,11 +90,6 @@ def _load_encoder(name_or_path: str) -> PreTrainedModel:
         raise InputError(f"{name_or_path} is a {model_type!r} checkpoint; give a ViT or Swin")
     model, _ = load_whole(AutoModel, name_or_path, add_pooling_layer=False, dtype=torch.float32)
     return model.eval()
-
-
-def _image_size(config: ViTConfig | SwinConfig) -> tuple[int, int]:
-    size = config.image_size
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _export_timm(model: PreTrainedModel, pixels: torch.Tensor, output_dir: Path) -> tuple[Path, str, torch.Tensor]:
@@ -134,7 +130,8 @@ def timm_arguments(config: ViTConfig | SwinConfig) -> tuple[str, dict[str, Any]]
     """
     if config.hidden_act != "gelu":
         raise InputError(f"hidden_act is {config.hidden_act!r}; only 'gelu' is exported to timm")
-    common = {"img_size": config.image_size, "num_classes": 0}
+    size = image_size_of(config)
+    common = {"img_size": size if isinstance(size, int) else tuple(size), "num_classes": 0}
     if not config.qkv_bias:
         common["qkv_bias"] = False
     if config.num_channels != 3:
@@ -248,11 +245,8 @@ session = onnxruntime.InferenceSession("model.onnx")
 
 
 def _readme(name_or_path: str, config: ViTConfig | SwinConfig, file_format: str, usage: str, difference: float) -> str:
-    height, width = _image_size(config)
-    processor, shape = (
-        image_processor(height, name_or_path),
-        f"`(batch_size, {config.num_channels}, {height}, {width})`",
-    )
+    processor = image_processor(image_size_of(config), name_or_path)
+    shape = f"`(batch_size, {', '.join(map(str, (config.num_channels, *image_sides(config))))})`"
     return f"""# {markdown(public_name(name_or_path).removeprefix("local:"))} for {_TITLES[file_format]}
 
 The encoder of a checkpoint of transformers, without decoder, mask token and pooler. `pixel_values` are normalized

@@ -1,16 +1,15 @@
 """Encoders of transformers and timm, as features of every layer."""
 
-import math
-
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from ..errors import InputError
+from ..limits import ImageSize, height_and_width, size_in_words, written_size
 from .families import FAMILIES, num_prefix_tokens
 from .loading import load_whole
 from .masked_image_modeling import KamimForMaskedImageModeling, keep_visible
-from .sizes import build_config
+from .sizes import build_config, image_size_of, token_grid
 
 POOLINGS = ("mean", "cls")
 
@@ -34,12 +33,12 @@ class Backbone(nn.Module):
         self.pooling = pooling
 
     @property
-    def image_size(self) -> int:
-        """Side of the input in pixels."""
-        size = getattr(self.model.config, "image_size", None)
-        if size is None and self.model.config.model_type == "timm_wrapper":
-            size = self.model.config.pretrained_cfg.get("input_size", (3, 224, 224))[-1]
-        return (size if isinstance(size, int) else max(size)) if size else 224
+    def image_size(self) -> ImageSize:
+        """Size of the input in pixels: one number for a square, else [height, width]."""
+        config = self.model.config
+        if config.model_type == "timm_wrapper":
+            return written_size(config.pretrained_cfg.get("input_size", (3, 224, 224))[1:])
+        return image_size_of(config) if getattr(config, "image_size", None) else 224
 
     def place_of(self, layer: int | None, default: int) -> int:
         """Place of a block in the result.
@@ -72,7 +71,7 @@ class Backbone(nn.Module):
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
-        prefix = prefix_length(self.model.config, layer.shape[1])
+        prefix = prefix_length(self.model.config, layer.shape[1], self.image_size)
         if self.pooling == "mean":
             return layer[:, prefix:].mean(dim=1)
         if prefix == 0:
@@ -80,18 +79,23 @@ class Backbone(nn.Module):
         return layer[:, 0]
 
 
-def prefix_length(config: PreTrainedConfig, num_tokens: int, side: int | None = None) -> int:
+def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: ImageSize) -> int:
     """CLS and registers among the tokens of an encoder: its family's, or of another what the patches leave.
 
     Args:
         num_tokens: of an output.
-        side: patches on a side of the image; the largest square where None or where there are fewer tokens.
+        image_size: of the input. Where the config tells no size of patches, or there are fewer tokens, they are the
+            largest square ones that cover it.
     """
     if config.model_type in FAMILIES:
         return num_prefix_tokens(config)
-    if side is None or num_tokens < side**2:
-        side = math.isqrt(num_tokens)
-    return num_tokens - side**2
+    sides, patch_size = height_and_width(image_size), getattr(config, "patch_size", None)
+    if isinstance(patch_size, int):
+        num_patches = (sides[0] // patch_size) * (sides[1] // patch_size)
+        if num_patches <= num_tokens:
+            return num_tokens - num_patches
+    rows, columns = token_grid(sides, num_tokens)
+    return num_tokens - rows * columns
 
 
 def random_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -112,7 +116,7 @@ def load_backbone(
     name_or_path: str | None,
     model_type: str,
     model_size: str,
-    image_size: int | None,
+    image_size: ImageSize | None,
     pooling: str,
     config_overrides: str | None = None,
 ) -> Backbone:
@@ -134,5 +138,6 @@ def load_backbone(
     model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",))  # no pooler is read
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
-        raise InputError(f"image_size is {image_size}, the checkpoint's is {backbone.image_size}; they must agree")
+        given, own = map(size_in_words, (image_size, backbone.image_size))
+        raise InputError(f"image_size is {given}, the checkpoint's is {own}; they must agree")
     return backbone

@@ -28,6 +28,9 @@ class Family:
         drops_masked: whether the encoder sees the visible tokens alone (MAE), not mask tokens (SimMIM).
         starts_from_zeros: whether CLS, mask token and positions start at transformers' zeros, else from N(0, 0.02).
             Where a LayerNorm meets a token of zeros, its gradient is multiplied by 1e5 and more.
+        rectangles: whether images may have two sides.
+        square_positions: whether transformers takes the learned positions for a square of patches, which it
+            interpolates to the input at each pass.
         mask_ratio, target, loss: defaults of the objective.
     """
 
@@ -41,6 +44,8 @@ class Family:
     stages: str | None = None
     drops_masked: bool = False
     starts_from_zeros: bool = False
+    rectangles: bool = False
+    square_positions: bool = False
     mask_ratio: float = 0.6
     target: Literal["pixels", "normalized_pixels"] = "pixels"
     loss: Literal["l1", "mse"] = "l1"
@@ -100,16 +105,17 @@ _SIMMIM_VIT = {
 
 FAMILIES = {
     "vit": Family(  # positions are added to the zeros, as in the paper's code
-        "ViT", "ViTForMaskedImageModeling", _VIT, num_prefix_tokens=_cls, starts_from_zeros=True
+        "ViT", "ViTForMaskedImageModeling", _VIT, num_prefix_tokens=_cls, starts_from_zeros=True, rectangles=True
     ),
     "deit": Family(
         "DeiT",
         "DeiTForMaskedImageModeling",
         {size: _VIT[size] for size in ("tiny", "small", "base")},
         num_prefix_tokens=lambda config: 2,
+        rectangles=True,
     ),
     "swin": Family("Swin", "SwinForMaskedImageModeling", _SWIN, patch_size=4, stages="depths"),
-    "swinv2": Family("SwinV2", "Swinv2ForMaskedImageModeling", _SWIN, patch_size=4, stages="depths"),
+    "swinv2": Family("SwinV2", "Swinv2ForMaskedImageModeling", _SWIN, patch_size=4, stages="depths", rectangles=True),
     "focalnet": Family(
         "FocalNet",
         "FocalNetForMaskedImageModeling",
@@ -133,6 +139,8 @@ FAMILIES = {
         settings={"use_mask_token": True},
         num_prefix_tokens=_cls,
         patch_size=14,
+        rectangles=True,
+        square_positions=True,
     ),
     "dinov2_with_registers": Family(
         "DINOv2 with registers",
@@ -142,6 +150,8 @@ FAMILIES = {
         settings={"num_register_tokens": 4},
         num_prefix_tokens=_with_registers,
         patch_size=14,
+        rectangles=True,
+        square_positions=True,
     ),
     "dinov3_vit": Family(
         "DINOv3",
@@ -150,6 +160,7 @@ FAMILIES = {
         encoder="DINOv3ViTModel",
         settings={"num_register_tokens": 4},
         num_prefix_tokens=_with_registers,
+        rectangles=True,
     ),
     "vit_mae": Family(
         "ViT-MAE",
@@ -162,6 +173,7 @@ FAMILIES = {
         settings={"layer_norm_eps": 1e-6},
         num_prefix_tokens=_cls,
         drops_masked=True,
+        rectangles=True,
         mask_ratio=0.75,
         target="normalized_pixels",
         loss="mse",

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, ViTMAEForPreTraining, ViTMAEModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedImageModelingOutput, ModelOutput
+from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import can_return_tuple
 
 from ..objective.losses import masked_loss, patch_statistics
 from .families import Family, encoder_stride, family_of
 from .positions import mae_positions
+from .sizes import patch_grid
 
 
 @dataclass
@@ -195,14 +197,16 @@ class MaskedAutoencoder(KamimForMaskedImageModeling):
     """
 
     def __init__(self, config: PreTrainedConfig):
-        super().__init__(config)
+        super(ViTMAEForPreTraining, self).__init__(config)  # its own builds a decoder for squares
+        self.vit = ViTMAEModel(config)
         self.vit.embeddings.random_masking = keep_visible
+        self.decoder = _AnyGridDecoder(config, num_patches=self.vit.embeddings.patch_embeddings.num_patches)
+        self.post_init()
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        side = self.config.image_size // self.config.patch_size
         for positions in (self.vit.embeddings.position_embeddings, self.decoder.decoder_pos_embed):
-            init.copy_(positions, mae_positions(side, positions.shape[-1]).to(positions))
+            init.copy_(positions, mae_positions(patch_grid(self.config), positions.shape[-1]).to(positions))
         init.trunc_normal_(self.mask_token, std=0.02)
 
     def reconstruct(
@@ -212,6 +216,13 @@ class MaskedAutoencoder(KamimForMaskedImageModeling):
         patches = self.decoder(outputs.last_hidden_state, outputs.ids_restore).logits
         height, width = pixel_values.shape[2:]
         return self.unpatchify(patches, (height, width)), outputs
+
+
+class _AnyGridDecoder(ViTMAEDecoder):
+    """ViT-MAE's decoder for a grid of any shape; transformers' begins with the positions of a square."""
+
+    def initialize_weights(self, num_patches: int) -> None:
+        init.normal_(self.mask_token, std=self.config.initializer_range)  # positions are set by the model
 
 
 def keep_visible(

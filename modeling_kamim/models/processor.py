@@ -10,13 +10,14 @@ from transformers import AutoImageProcessor, BaseImageProcessor, ViTImageProcess
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ..errors import InputError
+from ..limits import ImageSize, height_and_width
 from .pixel_range import PixelRange, stored_range
 
 logger = logging.getLogger(__name__)
 Processor = TypeVar("Processor", bound=BaseImageProcessor)
 
 
-def image_processor(image_size: int, checkpoint: str | None = None) -> ViTImageProcessor:
+def image_processor(image_size: ImageSize, checkpoint: str | None = None) -> ViTImageProcessor:
     """Processor with the checkpoint's mean, std and pixel range, or ImageNet's, that resizes to `image_size`.
 
     Raises:
@@ -35,7 +36,7 @@ def image_processor(image_size: int, checkpoint: str | None = None) -> ViTImageP
             logger.warning("No image processor of %s (%s): using ImageNet's mean and std", checkpoint, reason)
         _check_numbers(checkpoint, "image_mean", mean, math.isfinite)
         _check_numbers(checkpoint, "image_std", std, lambda number: 0 < number < math.inf)
-    size = {"height": image_size, "width": image_size}
+    size = dict(zip(("height", "width"), height_and_width(image_size), strict=True))
     return keep_pixel_range(ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std)), pixel_range)
 
 

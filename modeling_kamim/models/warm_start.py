@@ -10,13 +10,14 @@ from torch import nn
 from transformers import PreTrainedConfig, ViTConfig
 
 from ..errors import InputError
+from ..limits import ImageSize, size_in_words
 from ..privacy import HUB_ID
 from .classifier import KamimViTClassifierConfig
 from .families import encoder_stride, family_of
 from .loading import load_config, load_whole
 from .masked_image_modeling import KamimForMaskedImageModeling, model_class
 from .positions import resized_config, resized_state_dict
-from .sizes import check_image_size, square_sides
+from .sizes import check_image_size, image_size_of, plain_sizes
 
 _MAY_BE_NEW = ("decoder", "mask_token", "pooler")
 
@@ -34,12 +35,12 @@ class WarmStart:
     summary: str
 
 
-def config_to_pretrain(name_or_path: str, image_size: int | None = None) -> PreTrainedConfig:
+def config_to_pretrain(name_or_path: str, image_size: ImageSize | None = None) -> PreTrainedConfig:
     """Config of a checkpoint for pretraining: without labels, with a mask token and the decoder's stride.
 
     Args:
         name_or_path: directory or Hub id.
-        image_size: side of the input in pixels; the checkpoint's where None.
+        image_size: of the input in pixels; the checkpoint's where None.
 
     Raises:
         InputError: if there is no config of one of the families, or the image size does not fit it.
@@ -47,7 +48,7 @@ def config_to_pretrain(name_or_path: str, image_size: int | None = None) -> PreT
     if not os.path.isdir(name_or_path) and not HUB_ID.fullmatch(name_or_path):
         raise InputError(f"{name_or_path!r} is no directory, and no id of the Hub (user/name); give one of them")
     config = _to_pretrain(load_config(name_or_path), name_or_path)
-    if image_size not in (None, config.image_size):
+    if image_size is not None and image_size != image_size_of(config):
         config = resized_config(config, image_size)
         check_image_size(config)
     return config
@@ -64,7 +65,7 @@ def _to_pretrain(config: PreTrainedConfig, name_or_path: str) -> PreTrainedConfi
         config = vit_config(config)
     if "use_mask_token" in family_of(config).settings:
         config.use_mask_token = True
-    square_sides(config)
+    plain_sizes(config)
     check_image_size(config)
     if hasattr(config, "encoder_stride"):
         config.encoder_stride = encoder_stride(config)
@@ -95,7 +96,8 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
     """
     saved = load_config(name_or_path)
     is_classifier, old_config = isinstance(saved, KamimViTClassifierConfig), _to_pretrain(saved, name_or_path)
-    is_resized = old_config.image_size != config.image_size
+    old_size, new_size = image_size_of(old_config), image_size_of(config)
+    is_resized = old_size != new_size
     model, info = load_whole(
         model_class(config.model_type),
         name_or_path,
@@ -107,7 +109,7 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
     )
     resized = ""
     if is_resized:
-        resized = f", resized from {old_config.image_size} to {config.image_size} px"
+        resized = f", resized from {size_in_words(old_size)} to {size_in_words(new_size)} px"
         weights = resized_state_dict(model.state_dict(), old_config, config)
         model = KamimForMaskedImageModeling.from_config(config, attn_implementation=attn_implementation)
         model.load_state_dict(weights)

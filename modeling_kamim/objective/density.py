@@ -1,8 +1,11 @@
 """Keypoint density of the cells of an image: counted on a keypoint map, or resampled from a stored grid."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from ..limits import height_and_width
 from .weighting import _TINY
 
 
@@ -27,21 +30,22 @@ def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
     return counts.astype(np.float32) / np.float32(cell_size**2)
 
 
-def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: int) -> torch.Tensor:
+def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: int | Sequence[int]) -> torch.Tensor:
     """Return the density in the cells of crops, by exact area averages of density grids of the whole images.
 
     Args:
         density: `(batch_size, rows, columns)`, float, in [0, 1], over the whole images.
         crop_box: `(batch_size, 4)`: top, left, bottom and right of the crops as fractions of the images, in [0, 1].
             A box with its bottom above its top, or its right before its left, mirrors the crop.
-        num_cells: cells of the result on each side.
+        num_cells: cells of the result on each side, or its rows and columns.
 
     Returns:
-        `(batch_size, num_cells, num_cells)`, float32 in [0, 1].
+        `(batch_size, rows, columns)`, float32 in [0, 1].
     """
+    num_rows, num_columns = height_and_width(num_cells)
     top, left, bottom, right = crop_box.float().unbind(1)
-    rows = _overlaps(density.shape[1], top, bottom, num_cells)
-    columns = _overlaps(density.shape[2], left, right, num_cells)
+    rows = _overlaps(density.shape[1], top, bottom, num_rows)
+    columns = _overlaps(density.shape[2], left, right, num_columns)
     # Autocast would round to 8 or 11 bits: at T = 0.1 an error of up to 3% of a weight.
     with torch.autocast(density.device.type, enabled=False):
         return (rows @ density.float() @ columns.transpose(1, 2)).clamp(0.0, 1.0)

@@ -1,6 +1,7 @@
 """Settings of a pretraining: model, objective, and transformers' `TrainingArguments` with the paper's recipe."""
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,12 +11,12 @@ from transformers.hf_argparser import HfArg
 
 from ..data.samples import MaskedImageTransform
 from ..data.stored_density import DensityDetector
-from ..data.views import RandomView
+from ..data.views import RandomView, crop_ratios
 from ..errors import InputError
 from ..files import check_output_dir
-from ..limits import check_ranges
+from ..limits import ImageSize, check_ranges, height_and_width, size_in_words, written_size
 from ..models.families import FAMILIES, family_of
-from ..models.sizes import build_config
+from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
 from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
@@ -47,7 +48,9 @@ class KamimArguments:
     model_size: str = HfArg(
         default=None, help="Size of random weights: tiny, small, base, large, ... (docs/families.md); base."
     )
-    image_size: int = HfArg(default=None, help="Side of the input in pixels; the checkpoint's, or 192.")
+    image_size: list[int] = HfArg(
+        default=None, help="Side of the input in pixels, or its height and width; the checkpoint's, or 192."
+    )
     patch_size: int | None = HfArg(default=None, help="Side of a patch of random weights in pixels; the family's.")
     mask_patch_size: int = HfArg(
         default=None, help="Side of a masked block in pixels; 32 (vit_mae: a patch), or the nearest that fits."
@@ -83,26 +86,30 @@ class KamimArguments:
 
     def __post_init__(self):
         check_ranges(self)
+        if self.image_size is not None:
+            self.image_size = written_size(self.image_size)  # type: ignore[assignment]
         if self.model_name_or_path is None and self.config_name is None:
             self.model_size = self.model_size or "base"
         config = self.model_config()
         family, patch_size = family_of(config), config.patch_size
-        self.model_type, self.image_size = config.model_type, config.image_size
+        self.model_type = config.model_type
+        self.image_size = image_size_of(config)  # type: ignore[assignment]
+        sides = height_and_width(self.image_size)
         if self.mask_patch_size is None:
-            most = patch_size if family.drops_masked else min(32, self.image_size // 2)
-            self.mask_patch_size = largest_divisor(self.image_size, most, patch_size)
+            most = patch_size if family.drops_masked else min(32, *(side // 2 for side in sides))
+            self.mask_patch_size = largest_divisor(math.gcd(*sides), most, patch_size)
         if self.weight_patch_size is None:
-            self.weight_patch_size = largest_divisor(self.image_size, 8)
+            self.weight_patch_size = largest_divisor(math.gcd(*sides), 8)
         self.mask_ratio = self.mask_ratio or family.mask_ratio
         self.target, self.loss = self.target or family.target, self.loss or family.loss
         _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
         _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
         _check_divides(f"the {self.model_type} patch size", patch_size, "mask_patch_size", self.mask_patch_size)
-        blocks = (self.image_size // self.mask_patch_size) ** 2
+        blocks = math.prod(side // self.mask_patch_size for side in sides)
         if num_masked_blocks(blocks, self.mask_ratio) >= blocks:
             raise InputError(
                 f"mask_ratio is {self.mask_ratio}, which masks all of the {blocks} block(s) of mask_patch_size "
-                f"{self.mask_patch_size} in image_size {self.image_size}; one at least must stay visible: give a "
+                f"{self.mask_patch_size} in image_size {size_in_words(sides)}; one at least must stay visible: give a "
                 "smaller ratio or smaller blocks"
             )
         self.cell_weighting(), self.detector(), self.random_view()
@@ -185,7 +192,13 @@ class KamimArguments:
 
     def random_view(self) -> RandomView:
         """Return the crop and flips that these arguments describe."""
-        return RandomView(self.crop_min_scale, (3 / 4, 4 / 3), self.horizontal_flip, self.vertical_flip)
+        return RandomView(self.crop_min_scale, crop_ratios(self.image_size), self.horizontal_flip, self.vertical_flip)
+
+    @property
+    def num_cells(self) -> tuple[int, int]:
+        """Rows and columns of the weight cells."""
+        height, width = height_and_width(self.image_size)
+        return height // self.weight_patch_size, width // self.weight_patch_size
 
 
 def _refuse_constant(name: str) -> None:
@@ -197,9 +210,10 @@ def largest_divisor(whole: int, most: int, of: int = 1) -> int:
     return next((part for part in range(most - most % of, of, -of) if whole % part == 0), of)
 
 
-def _check_divides(part_name: str, part: int, whole_name: str, whole: int) -> None:
-    if part < 1 or whole < 1 or whole % part:
-        raise InputError(f"{part_name} is {part} and {whole_name} is {whole}; the first must divide the second")
+def _check_divides(part_name: str, part: int, whole_name: str, whole: ImageSize) -> None:
+    if part < 1 or any(side < 1 or side % part for side in height_and_width(whole)):
+        words = size_in_words(whole)
+        raise InputError(f"{part_name} is {part} and {whole_name} is {words}; the first must divide the second")
 
 
 PAPER_BATCH_SIZE = 2048

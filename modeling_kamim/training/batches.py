@@ -28,14 +28,14 @@ def normalize(pixels: torch.Tensor, processor: Normalization) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def weigh(batch: Mapping[str, Any], weighting: CellWeighting, num_cells: int) -> dict[str, Any]:
-    """Return the batch with `keypoint_weights` `(batch_size, num_cells, num_cells)` in place of keypoint densities.
+def weigh(batch: Mapping[str, Any], weighting: CellWeighting, num_cells: int | Sequence[int]) -> dict[str, Any]:
+    """Return the batch with `keypoint_weights` `(batch_size, rows, columns)` in place of keypoint densities.
 
     Args:
         batch: `keypoint_density` of the weight cells, float in [0, 1]; or, beside `crop_box`, of the whole images,
             uint8 (see `resample_density`). `cell_order` where weights are shuffled.
         weighting: turns densities into weights (Eq. 2 of arXiv:2407.13873).
-        num_cells: weight cells on each side of an image.
+        num_cells: weight cells on each side of an image, or their rows and columns.
     """
     batch = dict(batch)
     density = batch.pop("keypoint_density")
@@ -50,7 +50,7 @@ def prepare_batch(
     processor: Normalization,
     device: torch.device | str,
     weighting: CellWeighting | None = None,
-    num_cells: int = 24,
+    num_cells: int | Sequence[int] = 24,
 ) -> dict[str, Any]:
     """Return a batch on the device, with normalized pixels and keypoint weights.
 

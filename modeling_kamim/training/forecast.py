@@ -1,12 +1,14 @@
 """Estimate before it starts how long a training will take on a CPU."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 
 import torch
 
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
+from ..models.sizes import image_sides, patch_grid
 from .arguments import PretrainingArguments
 from .recipe import num_steps
 
@@ -48,9 +50,9 @@ def seconds_per_image(
     The model, its gradients and the random numbers of torch stay as they are.
     """
     config = model.config
-    num_patches = (config.image_size // config.patch_size) ** 2
+    num_patches = math.prod(patch_grid(config))
     with torch.random.fork_rng(devices=[]):
-        pixels = torch.randn(_NUM_IMAGES, config.num_channels, config.image_size, config.image_size)
+        pixels = torch.randn(_NUM_IMAGES, config.num_channels, *image_sides(config))
         mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
         for _ in range(2):  # the first step is slower, and does not count
             start = clock()

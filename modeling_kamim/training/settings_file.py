@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from ..limits import written_size
 from ..privacy import public_settings, without_tokens
 
 _NOT_OF_THE_RUN = re.compile(
@@ -26,6 +27,8 @@ def settings_text(start: Sequence[str], given: Mapping[str, Any], as_options: Co
         as_options: names of those that the command shows.
     """
     settings = {key: value for key, value in given.items() if not _NOT_OF_THE_RUN.fullmatch(key)}
+    if "image_size" in settings:
+        settings["image_size"] = written_size(settings["image_size"])
     public = {key: public_settings(value, key) for key, value in settings.items()}
     options = [f"--{key} {_as_typed(value)}" for key, value in public.items() if key in as_options]
     lines = [f"# {' '.join([*map(_shell_word, start), *options])}\n"]

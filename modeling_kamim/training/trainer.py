@@ -5,7 +5,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -251,10 +251,10 @@ class MaskedImageTrainer(PixelTrainer):
     Args:
         *args, **kwargs: of `PixelTrainer`.
         weighting: turns the keypoint densities of a batch into weights; None for SimMIM.
-        num_cells: weight cells on each side of an image.
+        num_cells: weight cells on each side of an image, or their rows and columns.
     """
 
-    def __init__(self, *args, weighting: CellWeighting | None = None, num_cells: int = 24, **kwargs):
+    def __init__(self, *args, weighting: CellWeighting | None = None, num_cells: int | Sequence[int] = 24, **kwargs):
         super().__init__(*args, **kwargs)
         self.weighting = weighting
         self.num_cells = num_cells

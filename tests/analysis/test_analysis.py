@@ -54,7 +54,7 @@ def closed_form_of_uniform_distance(side, token_size):
 
 
 def test_attention_distance_of_known_attention(known):
-    identity, uniform, right, one, _ = attention_distance(known, TOKEN_SIZE)[0].tolist()
+    identity, uniform, right, one, _ = attention_distance(known, SIDE, TOKEN_SIZE)[0].tolist()
     assert identity == 0
     assert uniform == pytest.approx(closed_form_of_uniform_distance(SIDE, TOKEN_SIZE), rel=1e-6)
     # side - 1 hops of 1 and one of side - 1, in each row
@@ -78,9 +78,18 @@ def test_distances_scale_with_the_token():
     torch.testing.assert_close(token_distances(4, 32.0), 2 * token_distances(4, 16.0))
 
 
-def test_attention_over_no_square_is_refused():
-    with pytest.raises(ValueError, match="square grid"):
-        attention_distance(torch.ones(1, 1, 6, 6) / 6, 16)
+def test_attention_over_another_grid_is_refused():
+    with pytest.raises(ValueError, match="a grid of 2"):
+        attention_distance(torch.ones(1, 1, 6, 6) / 6, 2, 16)
+
+
+def test_attention_distances_over_a_rectangle():
+    attention = torch.rand(2, 3, 15, 15).softmax(-1)
+    points = np.array([(row, column) for row in range(3) for column in range(5)]) * 8.0
+    between = np.linalg.norm(points[:, None] - points[None], axis=2)
+    expected = (attention.numpy() * between).sum(-1).mean(-1)
+    np.testing.assert_allclose(attention_distance(attention, (3, 5), 8.0), expected, rtol=1e-5)
+    assert uniform_attention_distance((3, 5), 8.0) == pytest.approx(between.mean(), rel=1e-6)
 
 
 def test_normalized_mutual_information_of_known_attention(known):

@@ -1,6 +1,7 @@
 """All families: checkpoints for transformers, gradients, parity with transformers' losses, warm starts."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_config
 from transformers import (
     AutoConfig,
+    AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     ViTMAEConfig,
@@ -26,12 +28,14 @@ from modeling_kamim.models.backbone import Backbone, load_backbone
 from modeling_kamim.models.families import FAMILIES, encoder_stride, num_prefix_tokens
 from modeling_kamim.models.masked_image_modeling import keep_visible, model_class
 from modeling_kamim.models.positions import mae_positions
-from modeling_kamim.models.sizes import build_config
+from modeling_kamim.models.processor import image_processor
+from modeling_kamim.models.sizes import build_config, image_sides, image_size_of, patch_grid, token_grid
 from modeling_kamim.models.warm_start import config_to_pretrain, warm_start
 from modeling_kamim.objective.losses import patch_statistics
 
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 RECONSTRUCTS = [name for name, family in FAMILIES.items() if family.extends.endswith("ForMaskedImageModeling")]
+RECTANGLES = [name for name, family in FAMILIES.items() if family.rectangles]
 CLASSIFIED = [name for name in FAMILIES if name not in ("dinov3_vit", "vit_mae")]
 
 
@@ -44,11 +48,11 @@ def perturbed(model):
 
 
 def batch(config, num_images=2, ratio=0.5):
-    num_patches = (config.image_size // config.patch_size) ** 2
+    num_patches = math.prod(patch_grid(config))
     mask = torch.zeros(num_images, num_patches, dtype=torch.bool)
     for row in mask:
         row[torch.randperm(num_patches)[: int(ratio * num_patches)]] = True
-    return torch.randn(num_images, 3, config.image_size, config.image_size), mask
+    return torch.randn(num_images, 3, *image_sides(config)), mask
 
 
 LOAD = """
@@ -56,15 +60,15 @@ import json, sys
 import numpy as np
 import torch
 from transformers import AutoModel
-pixels = torch.from_numpy(np.load(sys.argv[1] + "/pixels.npy"))
 for name in json.loads(sys.argv[2]):
     directory = sys.argv[1] + "/" + name
-    settings = {"mask_ratio": 0.0} if name == "vit_mae" else {}
+    pixels = torch.from_numpy(np.load(directory + "/pixels.npy"))
+    settings = {"mask_ratio": 0.0} if "vit_mae" in name else {}
     model, report = AutoModel.from_pretrained(directory, output_loading_info=True, **settings)
     computed = ("pooler", "relative_position_index", "relative_coords_table")
     missing = [key for key in report["missing_keys"] if not any(part in key for part in computed)]
     assert not missing and not report["mismatched_keys"], (name, report)
-    places = {"noise": torch.arange(16.0)[None].repeat(2, 1)} if name == "vit_mae" else {}
+    places = {"noise": torch.arange(pixels[0, 0].numel() / 64)[None].repeat(2, 1)} if "vit_mae" in name else {}
     with torch.no_grad():
         np.save(directory + "/features.npy", model.eval()(pixels, **places).last_hidden_state.numpy())
 assert not any(name.startswith("modeling_kamim") for name in sys.modules)
@@ -73,18 +77,20 @@ assert not any(name.startswith("modeling_kamim") for name in sys.modules)
 
 def check_transformers_alone(folder, program=LOAD, **settings):
     """Compare the features of all families with those in a process without this package."""
-    pixels = torch.randn(2, 3, 32, 32)
-    np.save(folder / "pixels.npy", pixels.numpy())
-    models = {name: perturbed(KamimForMaskedImageModeling.from_config(tiny_config(name))) for name in FAMILIES}
+    configs = {name: tiny_config(name) for name in FAMILIES}
+    configs |= {f"rectangles of {name}": tiny_config(name, [32, 48]) for name in RECTANGLES}
+    models = {name: perturbed(KamimForMaskedImageModeling.from_config(config)) for name, config in configs.items()}
+    images = {name: torch.randn(2, 3, *image_sides(config)) for name, config in configs.items()}
     for name, model in models.items():
         model.save_pretrained(folder / name)
-        assert AutoConfig.from_pretrained(folder / name).model_type == name
+        np.save(folder / name / "pixels.npy", images[name].numpy())
+        assert AutoConfig.from_pretrained(folder / name).model_type == model.config.model_type
     command = [sys.executable, "-c", program, str(folder), json.dumps(list(models))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, **settings)
     assert done.returncode == 0, done.stderr
     for name, model in models.items():
         with torch.no_grad():
-            features = model.base_model(pixels).last_hidden_state
+            features = model.base_model(images[name]).last_hidden_state
         found = torch.from_numpy(np.load(folder / name / "features.npy"))
         torch.testing.assert_close(found, features, atol=1e-5, rtol=1e-5)
 
@@ -207,6 +213,16 @@ def test_positions_of_mae(side, width):
         assert not positions.requires_grad
 
 
+@pytest.mark.parametrize(("grid", "width"), [((3, 5), 8), ((8, 4), 32), ((12, 16), 768)])
+def test_positions_of_mae_over_a_rectangle(grid, width):
+    stock = build_2d_sinusoidal_position_embedding(height=grid[0], width=grid[1], embed_dim=width, cls_token=True)
+    stock = torch.cat([stock[..., width // 2 :], stock[..., : width // 2]], dim=-1)
+    torch.testing.assert_close(mae_positions(grid, width)[0].float(), stock.float().view(-1, width))
+    model = KamimForMaskedImageModeling.from_config(tiny_config("vit_mae", [32, 48]))
+    for positions in (model.vit.embeddings.position_embeddings, model.decoder.decoder_pos_embed):
+        torch.testing.assert_close(positions, mae_positions((4, 6), positions.shape[-1]).float())
+
+
 def test_simmims_vit_starts_as_its_authors_do():
     config = build_config("beit", "simmim_vit", 32, config_overrides="hidden_size=64,num_hidden_layers=4")
     model = KamimForMaskedImageModeling.from_config(config)
@@ -224,6 +240,11 @@ def test_simmims_vit_starts_as_its_authors_do():
 def features(model, pixels):
     with torch.no_grad():
         return Backbone(model).eval()(pixels)
+
+
+def features_of(model, pixels):
+    with torch.no_grad():
+        return model.base_model.eval()(pixels).last_hidden_state
 
 
 @every_family
@@ -298,6 +319,108 @@ def test_another_image_size_trains(model_type, tmp_path):
     assert start.model(*batch(start.model.config)).loss.isfinite()
 
 
+@pytest.mark.parametrize("model_type", RECTANGLES)
+def test_rectangles_are_trained_on_their_masked_pixels_alone(model_type):
+    config = tiny_config(model_type, [32, 48], kamim={"target": "pixels"})
+    model = perturbed(KamimForMaskedImageModeling.from_config(config))
+    pixels, mask = batch(config)
+    weights = 1 + torch.rand(2, 4, 6)
+    outputs = model(pixels, mask, weights)
+    outputs.loss.backward()
+    assert all(p.grad is not None and p.grad.any() for p in model.parameters() if p.requires_grad)
+    rows, columns = patch_grid(config)
+    covered = np.kron(mask.view(2, rows, columns).numpy(), np.ones((1, 32 // rows, 48 // columns)))[:, None]
+    error = (outputs.reconstruction.detach() - pixels).numpy()
+    error = abs(error) if FAMILIES[model_type].loss == "l1" else error**2
+    expected = (error * covered * np.kron(weights.numpy(), np.ones((1, 8, 8)))[:, None]).sum() / covered.sum() / 3
+    assert outputs.loss.item() == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        hidden = model(pixels.masked_fill(torch.from_numpy(covered).bool(), 3.0), mask).reconstruction
+    torch.testing.assert_close(hidden, outputs.reconstruction)
+
+
+@pytest.mark.parametrize("model_type", ["vit", "deit", "dinov2", "dinov2_with_registers", "vit_mae"])
+def test_a_square_becomes_a_rectangle_by_transformers_interpolation(model_type, tmp_path):
+    stock = perturbed(AutoModel.from_config(tiny_config(model_type, 32)))
+    stock.save_pretrained(tmp_path)
+    start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), [64, 48]))
+    pixels = torch.randn(2, 3, 64, 48)
+    settings = {} if "dinov2" in model_type else {"interpolate_pos_encoding": True}
+    if model_type == "vit_mae":
+        stock.embeddings.random_masking = keep_visible
+    with torch.no_grad():
+        expected = stock(pixels, **settings).last_hidden_state
+    torch.testing.assert_close(features_of(start.model, pixels), expected)
+    assert image_size_of(start.model.config) == [64, 48]
+    assert "resized from 32 to 64 x 48 px" in start.summary
+
+
+@pytest.mark.parametrize("model_type", RECTANGLES)
+def test_a_rectangle_becomes_a_square_and_another_rectangle(model_type, tmp_path):
+    model = perturbed(KamimForMaskedImageModeling.from_config(tiny_config(model_type, [32, 64])))
+    model.save_pretrained(tmp_path)
+    for size in (32, [64, 32], [64, 96]):
+        start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), size))
+        assert start.summary.endswith("new: none; left out: none") and "resized from 32 x 64 to" in start.summary
+        assert start.model(*batch(start.model.config)).loss.isfinite()
+        positions = dict(start.model.named_parameters())
+        for name, old in model.named_parameters():
+            if name.endswith(("position_embeddings", "decoder_pos_embed")) and "dinov2" not in model_type:
+                prefix, sides = num_prefix_tokens(model.config), image_sides(start.model.config)
+                maps = old[0, prefix:].T.reshape(1, -1, 4, 8)
+                grid = torch.nn.functional.interpolate(maps, [side // 8 for side in sides], mode="bicubic")
+                torch.testing.assert_close(positions[name][0, prefix:], grid[0].flatten(1).T)
+    again = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path)))
+    assert "resized" not in again.summary and image_size_of(again.model.config) == [32, 64]
+    state = again.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - RECTANGLES))
+def test_families_of_squares_name_those_of_rectangles(model_type):
+    with pytest.raises(InputError, match=f"32 x 48, and {model_type} takes squares alone.*one of vit, deit, swinv2"):
+        tiny_config(model_type, [32, 48])
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [([32, 44], "32 x 44; it must be a multiple of 8"), ([32, 48, 64], "one number"), ([], "one number")],
+)
+def test_rectangles_that_are_none(size, message):
+    with pytest.raises(InputError, match=message):
+        tiny_config("vit", size)
+
+
+def test_windows_cut_rectangles_evenly():
+    assert tiny_config("swinv2", [64, 96]).window_size == 4  # 8 x 12 tokens in the last stage
+    assert tiny_config("swinv2", 64).window_size == 8
+    with pytest.raises(InputError, match=r"stages of \[16, 8\] and \[24, 12\] tokens.*windows of 8"):
+        tiny_config("swinv2", [64, 96], window_size=8)
+
+
+def test_the_processor_of_a_rectangle(tmp_path):
+    image_processor([48, 64]).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    image = np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
+    assert processor(image, return_tensors="pt").pixel_values.shape == (1, 3, 48, 64)
+
+
+@pytest.mark.parametrize(
+    ("sides", "num_tokens", "grid"),
+    [
+        ((192, 192), 144, (12, 12)),
+        ((192, 192), 145, (12, 12)),
+        ((192, 256), 192, (12, 16)),
+        ((192, 256), 197, (12, 16)),
+        ((256, 192), 48 + 4, (8, 6)),
+        ((64, 128), 8, (2, 4)),
+        ((64, 128), 1, (0, 0)),
+    ],
+)
+def test_grids_of_tokens_have_the_shape_of_the_image(sides, num_tokens, grid):
+    assert token_grid(sides, num_tokens) == grid
+
+
 def test_a_table_of_relative_positions_keeps_the_biases_of_cls(tmp_path):
     config = tiny_config("beit", use_shared_relative_position_bias=True)
     stock = perturbed(AutoModel.from_config(config))
@@ -338,11 +461,11 @@ def test_a_path_that_is_not_there():
         config_to_pretrain("path/to/it")
 
 
-def test_rectangles_and_other_types_are_refused(tmp_path):
+def test_patches_that_are_rectangles_and_other_types_are_refused(tmp_path):
     config = tiny_config("vit")
-    config.image_size = [32, 64]
+    config.patch_size = [8, 16]
     config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="must be squares"):
+    with pytest.raises(InputError, match="patches must be squares"):
         config_to_pretrain(str(tmp_path))
     transformers.BertConfig().save_pretrained(tmp_path)
     with pytest.raises(InputError, match="'bert'.*vit_mae"):

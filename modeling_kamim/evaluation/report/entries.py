@@ -29,6 +29,12 @@ class Entry:
         return _show(self.row.get(name))
 
     @property
+    def image_size(self) -> str:
+        """In pixels: one number for a square, height x width for a rectangle."""
+        size = self.row.get("image_size")
+        return " x ".join(map(_show, size)) if isinstance(size, list) else _show(size)
+
+    @property
     def origin(self) -> dict[str, Any]:
         return self.row["provenance"]
 

@@ -79,7 +79,7 @@ def _sorted(labels: Iterable[Any], paper: Figures, part: int, order: Callable[[A
 
 
 def _title(entry: Entry) -> str:
-    return f"{entry.architecture} on {entry.data} at {entry.shown('image_size')} px"
+    return f"{entry.architecture} on {entry.data} at {entry.image_size} px"
 
 
 def _is_papers(entry: Entry) -> bool:
@@ -90,7 +90,7 @@ LAYOUTS = (
     Layout(
         number=1,
         corner=("model",),
-        title=lambda entry: f"{entry.data} at {entry.shown('image_size')} px",
+        title=lambda entry: f"{entry.data} at {entry.image_size} px",
         row=lambda entry: (entry.architecture,),
         column=lambda entry: f"{entry.method} {entry.kind}",
         is_worthwhile=lambda rows, columns: True,
@@ -111,7 +111,7 @@ LAYOUTS = (
     Layout(
         number=3,
         corner=("method",),
-        title=lambda entry: f"{entry.architecture} at {entry.shown('image_size')} px",
+        title=lambda entry: f"{entry.architecture} at {entry.image_size} px",
         row=lambda entry: (entry.method,),
         column=lambda entry: f"{entry.data} {entry.kind}",
         is_worthwhile=lambda rows, columns: len({column.rsplit(maxsplit=1)[0] for column in columns}) > 1,
