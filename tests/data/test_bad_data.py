@@ -79,7 +79,7 @@ def seen(monkeypatch):
         return decode_image(source, *arguments, **settings)
 
     monkeypatch.setattr(transforms, "decode_image", decode)
-    monkeypatch.setattr(run_mim, "check_samples", lambda samples: None)  # it draws some before the training does
+    monkeypatch.setattr(pretraining, "check_samples", lambda samples: None)  # it draws some before the training does
     return found
 
 
