@@ -406,6 +406,8 @@ def test_rectangles_that_are_none(size, message):
 def test_windows_cut_rectangles_evenly():
     assert tiny_config("swinv2", [64, 96]).window_size == 4  # 8 x 12 tokens in the last stage
     assert tiny_config("swinv2", 64).window_size == 8
+    with pytest.raises(InputError, match="windows of one token.*sides that 16 divides"):
+        tiny_config("swinv2", [64, 72])
     with pytest.raises(InputError, match=r"stages of \[16, 8\] and \[24, 12\] tokens.*windows of 8"):
         tiny_config("swinv2", [64, 96], window_size=8)
 
