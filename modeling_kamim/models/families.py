@@ -29,8 +29,8 @@ class Family:
         starts_from_zeros: whether CLS, mask token and positions start at transformers' zeros, else from N(0, 0.02).
             Where a LayerNorm meets a token of zeros, its gradient is multiplied by 1e5 and more.
         rectangles: whether images may have two sides.
-        square_positions: whether transformers takes the learned positions for a square of patches, which it
-            interpolates to the input at each pass.
+        any_input: whether the encoder takes inputs of any size, whatever its config says: its positions are rotary, or
+            those of a square that transformers interpolates at each pass. The config's `image_size` is a square then.
         mask_ratio, target, loss: defaults of the objective.
     """
 
@@ -45,7 +45,7 @@ class Family:
     drops_masked: bool = False
     starts_from_zeros: bool = False
     rectangles: bool = False
-    square_positions: bool = False
+    any_input: bool = False
     mask_ratio: float = 0.6
     target: Literal["pixels", "normalized_pixels"] = "pixels"
     loss: Literal["l1", "mse"] = "l1"
@@ -140,7 +140,7 @@ FAMILIES = {
         num_prefix_tokens=_cls,
         patch_size=14,
         rectangles=True,
-        square_positions=True,
+        any_input=True,
     ),
     "dinov2_with_registers": Family(
         "DINOv2 with registers",
@@ -151,7 +151,7 @@ FAMILIES = {
         num_prefix_tokens=_with_registers,
         patch_size=14,
         rectangles=True,
-        square_positions=True,
+        any_input=True,
     ),
     "dinov3_vit": Family(
         "DINOv3",
@@ -161,6 +161,7 @@ FAMILIES = {
         settings={"num_register_tokens": 4},
         num_prefix_tokens=_with_registers,
         rectangles=True,
+        any_input=True,
     ),
     "vit_mae": Family(
         "ViT-MAE",

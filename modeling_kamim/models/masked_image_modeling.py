@@ -47,6 +47,7 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         Raises:
             InputError: for a config of another `model_type`.
         """
+        kwargs["attn_implementation"] = usable_attention(config.model_type, kwargs.get("attn_implementation"))
         return model_class(config.model_type)._from_config(config, **kwargs)
 
     @classmethod
@@ -272,6 +273,11 @@ def model_class(model_type: str) -> type[KamimForMaskedImageModeling]:
     made = type(name, (kind, base), members)
     globals()[name] = made  # for pickles
     return made
+
+
+def usable_attention(model_type: str, wanted: str | None) -> str | None:
+    """The implementation of attention that is wanted, or "eager" where transformers has no "sdpa" for the family."""
+    return "eager" if wanted == "sdpa" and not model_class(model_type)._supports_sdpa else wanted
 
 
 KamimViTForMaskedImageModeling = model_class("vit")

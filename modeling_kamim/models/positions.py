@@ -86,7 +86,7 @@ def resized_state_dict(
 
 
 def _position_grid(config: PreTrainedConfig) -> tuple[int, int]:
-    """Rows and columns of the learned positions: of the patches, or of the square that is interpolated to them."""
+    """Rows and columns of the learned positions: of the patches, or of a square that is interpolated to them."""
     height, width = height_and_width(config.image_size)
     return height // config.patch_size, width // config.patch_size
 

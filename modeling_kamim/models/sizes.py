@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..limits import ImageSize, height_and_width, size_in_words, written_size
 from .families import FAMILIES, encoder_stride, family_of
 
-INPUT_SIZE = "kamim_image_size"  # key of a config, beside an `image_size` that tells the positions
+INPUT_SIZE = "kamim_image_size"  # key of a config, beside an `image_size` that is a square
 
 
 def build_config(
@@ -101,11 +101,11 @@ def token_grid(sides: Sequence[int], num_tokens: int) -> tuple[int, int]:
 def set_image_size(config: PreTrainedConfig, image_size: int | Sequence[int]) -> None:
     """Set the size of the input.
 
-    Where transformers interpolates a square of positions at each pass (`Family.square_positions`), `image_size` stays
-    the side of that square in pixels, for a config that has none its longer side, and a rectangle stands beside it.
+    Of an encoder that takes any input (`Family.any_input`) `image_size` stays a square, for a config that has none that
+    of the longer side, and a rectangle stands beside it.
     """
     size, has_square = written_size(image_size), isinstance(config.image_size, int)
-    if isinstance(size, int) or not family_of(config).square_positions:
+    if isinstance(size, int) or not family_of(config).any_input:
         config.image_size = size
         if hasattr(config, INPUT_SIZE):
             delattr(config, INPUT_SIZE)
@@ -122,7 +122,7 @@ def largest_window(config: PreTrainedConfig) -> int:
 
 def plain_sizes(config: PreTrainedConfig) -> None:
     """Make lists of equal sides numbers, as foreign configs have them; raise InputError unless patches are squares."""
-    config.image_size = written_size(config.image_size)
+    set_image_size(config, image_size_of(config))
     patch_size = written_size(config.patch_size)
     if not isinstance(patch_size, int):
         raise InputError(f"patches must be squares; patch_size is {patch_size}")
@@ -150,6 +150,11 @@ def check_image_size(config: PreTrainedConfig) -> None:
             raise InputError(
                 f"image_size is {words}; stages of {counts} tokens a side cannot be cut into windows of {window}: "
                 f"use a multiple of {stride * window}"
+            )
+        if window == 1 and sides[0] != sides[1]:
+            raise InputError(
+                f"image_size is {words}, which {config.model_type} can only cut into windows of one token, without "
+                f"attention; give sides that {2 * stride} divides"
             )
     needed, memory = least_memory(config), psutil.virtual_memory().total
     if needed > memory:

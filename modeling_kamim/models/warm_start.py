@@ -15,7 +15,7 @@ from ..privacy import HUB_ID
 from .classifier import KamimViTClassifierConfig
 from .families import encoder_stride, family_of
 from .loading import load_config, load_whole
-from .masked_image_modeling import KamimForMaskedImageModeling, model_class
+from .masked_image_modeling import KamimForMaskedImageModeling, model_class, usable_attention
 from .positions import resized_config, resized_state_dict
 from .sizes import check_image_size, image_size_of, plain_sizes
 
@@ -104,7 +104,7 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
         _MAY_BE_NEW,
         config=old_config if is_resized else config,
         dtype=torch.float32,
-        attn_implementation=attn_implementation,
+        attn_implementation=usable_attention(config.model_type, attn_implementation),
         key_mapping={r"^encoder\.": "vit."} if is_classifier else None,
     )
     resized = ""

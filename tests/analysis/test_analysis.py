@@ -151,6 +151,21 @@ def test_fourier_of_a_known_sinusoid(side, order):
     assert diagonal_frequencies(side)[order].item() == pytest.approx(2 * order / side)
 
 
+@pytest.mark.parametrize("shape", [(4, 8), (6, 9), (9, 6), (5, 7)])
+def test_fourier_of_a_rectangle_is_interpolated_between_the_frequencies_of_its_longer_side(shape):
+    maps = torch.randn(2, 3, *shape)
+    amplitudes = np.abs(np.fft.fft2(maps.numpy()))
+    amplitudes = amplitudes if shape[0] < shape[1] else amplitudes.swapaxes(2, 3)
+    side, length = sorted(shape)
+    diagonal = np.array(
+        [
+            [np.interp(k * length / side, np.arange(length), channel[k]) for k in range(side // 2 + 1)]
+            for channel in amplitudes.reshape(-1, side, length)
+        ]
+    ).reshape(2, 3, -1)
+    np.testing.assert_allclose(log_amplitude(maps), np.log(diagonal + 1e-6).mean(axis=1), rtol=1e-3, atol=1e-4)
+
+
 def test_fourier_agrees_with_numpy_and_reaches_the_highest_frequency():
     maps = torch.randn(2, 4, 6, 6)
     amplitudes = np.abs(np.fft.fft2(maps.numpy()))
@@ -292,11 +307,11 @@ def test_loss_shares_follow_the_weights():
 def test_cell_errors_are_those_of_the_loss():
     from modeling_kamim import masked_loss
 
-    target, output = torch.randn(2, 3, 32, 32), torch.randn(2, 3, 32, 32)
-    mask, weights = torch.rand(2, 2, 2) < 0.5, 1 + torch.rand(2, 4, 4)
+    target, output = torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48)
+    mask, weights = torch.rand(2, 2, 3) < 0.5, 1 + torch.rand(2, 4, 6)
     mask[0, 0, 0] = True
     errors, masked, cells = cell_errors(output, target, mask, weights)
-    assert errors.shape == masked.shape == cells.shape == (2, 16)
+    assert errors.shape == masked.shape == cells.shape == (2, 24)
     weighted, plain = masked_loss(output, target, mask, weights)
     torch.testing.assert_close(errors[masked].mean(), plain)
     torch.testing.assert_close((errors * cells)[masked].mean(), weighted)

@@ -27,6 +27,7 @@ from modeling_kamim.commands import analyze as run_analysis
 from modeling_kamim.errors import InputError
 from modeling_kamim.models.families import FAMILIES, encoder_stride
 from modeling_kamim.models.processor import image_processor
+from modeling_kamim.models.sizes import image_size_of
 
 CPU = torch.device("cpu")
 KAMIM = {"weighting": "keypoint", "weight_patch_size": 8, "temperature": 0.5, "mask_patch_size": 16, "mask_ratio": 0.5}
@@ -54,7 +55,7 @@ FIGURES = {*COLUMNS, "keypoints"}
 def save(config, directory):
     torch.manual_seed(1)
     KamimForMaskedImageModeling.from_config(config).save_pretrained(directory)
-    image_processor(config.image_size).save_pretrained(directory)
+    image_processor(image_size_of(config)).save_pretrained(directory)
     return str(directory)
 
 
@@ -203,7 +204,7 @@ def test_a_vit_gives_its_standard_outputs_without_cls(checkpoints, images):
     layer = encoder.layer_attention(outputs, 2, len(images))
     kept = plain.attentions[2][:, :, 1:, 1:]
     torch.testing.assert_close(layer.weights, kept / kept.sum(-1, keepdim=True))
-    assert (layer.windows, layer.side, layer.token_size) == (1, 4, 8.0)
+    assert (layer.windows, layer.grid, layer.token_size) == (1, (4, 4), 8.0)
     # what enters and leaves a self-attention module
     before, after = outputs.transforms[1]
     assert before.shape == after.shape == (7, 16, 12)
@@ -255,6 +256,38 @@ def test_patches_and_attention_of_every_family(model_type, images, tmp_path):
     else:
         shares = encoder.layer_attention(outputs, 0, 7).weights.sum(dim=-1)
         torch.testing.assert_close(shares, torch.ones_like(shares))
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if family.rectangles])
+def test_patches_and_attention_of_rectangles(model_type, images, tmp_path):
+    config = tiny_config(model_type, [32, 48], kamim=KAMIM)
+    encoder = load_encoder(model_type, save(config, tmp_path), CPU)
+    outputs = encoder(images, attention=True)
+    stride, patch = encoder_stride(config), config.patch_size
+    assert encoder.pixels(images).shape == (7, 3, 32, 48)
+    assert encoder.token_map(outputs.final).shape[2:] == (32 // stride, 48 // stride)
+    assert encoder.token_map(outputs.layers[0]).shape[2:] == (32 // patch, 48 // patch)
+    layer = encoder.layer_attention(outputs, 0, 7)
+    assert layer.windows * layer.grid[0] * layer.grid[1] == 32 * 48 / patch**2 and layer.token_size == patch
+    measures = [AttentionMeasure(encoder), FourierMeasure(encoder)]
+    for measure in measures:
+        measure.update(outputs, 7)
+    assert {row["image_size"] for row in measures[0].distance_rows()} == {"32 x 48"}
+    assert max(row["cycles_per_pixel"] for row in measures[1].rows()) == pytest.approx(0.5 / patch)
+
+
+def test_tables_and_figures_of_rectangles(monkeypatch, tmp_path, folder):
+    model = save(tiny_config("vit", [32, 48], kamim=KAMIM | {"mask_patch_size": 16}), tmp_path / "vit")
+    analyses = ["attention", "fourier", "loss_share", "attention_maps", "reconstruction", "keypoints"]
+    arguments = ["--models", f"vit={model}", "--dataset_name", str(folder), "--analyses", *analyses]
+    run(monkeypatch, tmp_path / "out", *arguments, "--num_images", "8", "--formats", "png")
+    drawn = {file.stem for file in (tmp_path / "out").glob("*.png")}
+    assert drawn >= {"attention_distance", "nmi", "keypoint_weights", *analyses} - {"attention"}
+    maps = read(tmp_path / "out" / "attention_maps.csv")
+    of_one = [row for row in maps if row["image"] == maps[0]["image"]]
+    assert len(of_one) == 4 * 6 and sum(float(row["attention"]) for row in of_one) == pytest.approx(1)
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "vit at 32 x 48 px, patches of 8 px" in report and "efused" not in report
 
 
 def test_random_weights_are_those_of_the_seed_and_leave_the_others_alone(checkpoints, images):

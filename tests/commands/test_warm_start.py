@@ -5,10 +5,12 @@ import sys
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_models import tiny_config
 from transformers import AutoModel, ViTMAEForPreTraining
 
+from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.commands import evaluate, pretrain, reconstruct
 from modeling_kamim.commands.export import main as export
 from modeling_kamim.errors import InputError
@@ -69,6 +71,46 @@ def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatc
         ("the mean of each patch" if is_mae else "the mean color of the visible pixels") in record.getMessage()
         for record in caplog.records
     )
+
+
+def test_from_a_checkpoint_of_squares_through_rectangles_to_a_probe(monkeypatch, tmp_path):
+    AutoModel.from_config(tiny_config("dinov2")).save_pretrained(tmp_path / "base")
+    training = ["--model_name_or_path", tmp_path / "base", "--image_size", "64", "96", "--max_steps", "2"]
+    training += ["--save_steps", "1", "--probe_every", "2", "--probe_images", "8", "--weighting", "shuffled"]
+    whole = command(monkeypatch, pretrain, tmp_path / "whole", *training)
+    resume = ["--resume_from_checkpoint", whole / "checkpoint-1"]
+    resumed = command(monkeypatch, pretrain, tmp_path / "resumed", *training, *resume)
+    expected, found = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
+    assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
+    config = json.loads((whole / "config.json").read_text())
+    assert (config["image_size"], config["kamim_image_size"]) == (32, [64, 96])  # positions are interpolated
+    size = json.loads((whole / "preprocessor_config.json").read_text())["size"]
+    assert size == {"height": 64, "width": 96}
+    card = " ".join((whole / "README.md").read_text().split())
+    assert "at 64 x 96 px" in card and "4 of the 6 blocks (32 px)" in card
+    assert yaml.safe_load((whole / "settings.yaml").read_text())["image_size"] == [64, 96]
+
+    probe = ["--protocol", "cached", "--model_name_or_path", whole]
+    results = json.loads((command(monkeypatch, evaluate, tmp_path / "probe", *probe) / "results.json").read_text())
+    assert results["image_size"] == [64, 96]
+    scores = command(monkeypatch, reconstruct, tmp_path / "scores", "--model_name_or_path", whole)
+    assert (scores / "reconstructions.png").is_file()
+    with pytest.raises(InputError, match="image_size is 64, the checkpoint's is 64 x 96"):
+        command(monkeypatch, evaluate, tmp_path / "no", *probe, "--image_size", "64")
+    KamimForMaskedImageModeling.from_config(tiny_config("vit")).save_pretrained(tmp_path / "square")
+    compared = ["--model_name_or_path", whole, "--compare_with", tmp_path / "square"]
+    with pytest.raises(InputError, match="image sizes of 32, 64 x 96 px"):
+        command(monkeypatch, reconstruct, tmp_path / "no", *compared)
+
+
+def test_a_vit_of_rectangles_is_probed_and_finetuned_at_another_one(monkeypatch, tmp_path):
+    KamimForMaskedImageModeling.from_config(tiny_config("vit", [32, 48])).save_pretrained(tmp_path / "base")
+    start = ["--model_name_or_path", tmp_path / "base", "--max_steps", "1", "--augmentation", "strong"]
+    probe = command(monkeypatch, evaluate, tmp_path / "probe", *start)
+    assert "at 32 x 48 px" in (probe / "README.md").read_text()
+    tuned = command(monkeypatch, evaluate, tmp_path / "tuned", *start, "--mode", "finetune", "--image_size", "64", "48")
+    assert json.loads((tuned / "config.json").read_text())["image_size"] == [64, 48]
+    assert "at 64 x 48 px" in (tuned / "README.md").read_text()
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - {"vit", "vit_mae", "swin"}))

@@ -165,6 +165,17 @@ def test_small_images_keep_their_bytes(height, width):
     assert min(decode_image(prepared).shape[:2]) == min(height, width, SHORT_SIDE)
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((300, 300), (128, 128)), ((300, 150), (256, 128)), ((64, 400), (64, 400)), ((90, 90), (90, 90))],
+)
+def test_images_for_rectangles_are_shrunk_until_one_side_is_the_least(shape, expected):
+    """That is 64 x 128 px for an input of 48 x 96."""
+    original = {"bytes": encode(np.full((*shape, 3), 90, np.uint8)), "path": "gray.png"}
+    prepared = Preparation("image", [48, 96], ())({"image": [original]}, [0])[0]["image"][0]
+    assert decode_image(prepared).shape[:2] == expected
+
+
 def strip(length, width, upright=False):
     """A PNG with a gradient along it."""
     pixels = np.linspace(0, 255, length).astype(np.uint8)[None].repeat(width, 0)

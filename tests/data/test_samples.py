@@ -45,6 +45,21 @@ def test_sample_has_pixels_mask_and_density(photographs):
     assert density.shape == (8, 8) and density.dtype == torch.float32 and 0 <= density.min() < density.max() <= 1
 
 
+def test_samples_of_rectangles(photographs):
+    online = dataclasses.replace(ONLINE, image_size=[32, 64], shuffle_cells=True)
+    sample = online(row(photographs[0]), Random(0))
+    assert sample["pixel_values"].shape == (3, 32, 64) and sample["bool_masked_pos"].shape == (4 * 8,)
+    assert np.array_equal(sample["keypoint_density"], cell_density(FAST(channels_last(sample)), 8))
+    assert sorted(sample["cell_order"].tolist()) == list(range(4 * 8))
+    detector = DensityDetector(FAST, [32, 64])
+    stored = dataclasses.replace(online, detector=None, densities=detector)
+    whole = {**row(photographs[0]), detector.column: detector(photographs[0])}
+    sample = stored(whole, Random(0))
+    assert sample["keypoint_density"].shape == (64, 64)
+    density = resample_density(sample["keypoint_density"][None] / 255, sample["crop_box"][None], (4, 8))
+    assert density.shape == (1, 4, 8)
+
+
 def test_map_sample_has_the_whole_density_and_the_place_of_the_crop(photographs):
     grid = np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
     sample = MAP(row(photographs[0], grid), Random(5))

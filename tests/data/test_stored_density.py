@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from modeling_kamim.data.stored_density import DensityDetector, DensityFormat, density_label
-from modeling_kamim.data.views import RandomView
+from modeling_kamim.data.views import RandomView, crop_ratios
 from modeling_kamim.errors import InputError
 from modeling_kamim.objective.density import cell_density, resample_density
 from modeling_kamim.objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
@@ -133,6 +133,18 @@ def test_detection_is_at_the_scale_of_an_average_crop(shape, min_scale):
     crops = [RandomView(min_scale)(height, width, rng) for _ in range(2000)]
     assert detected_height / height == pytest.approx(96 / np.mean([crop.height for crop in crops]), rel=0.01)
     assert detected_width / width == pytest.approx(96 / np.mean([crop.width for crop in crops]), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (300, 400), (500, 300)])
+def test_detection_for_rectangles_is_at_the_scale_of_an_average_crop(shape):
+    height, width = shape
+    detector = DensityDetector(KeypointDetector(), [64, 96])
+    rng, view = Random(0), RandomView(ratio=crop_ratios((64, 96)))
+    crops = [view(height, width, rng) for _ in range(2000)]
+    detected_width, detected_height = detector.detection_size(height, width)
+    assert detected_height / height == pytest.approx(64 / np.mean([crop.height for crop in crops]), rel=0.01)
+    assert detected_width / width == pytest.approx(96 / np.mean([crop.width for crop in crops]), rel=0.01)
+    assert detector.grid == 96 and json.loads(detector.label)["image_size"] == [64, 96]
 
 
 @given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 600), st.floats(0.01, 1.0))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.transforms import RandomResizedCrop
 
-from modeling_kamim.data.views import RandomView, View
+from modeling_kamim.data.views import RandomView, View, crop_ratios
 from modeling_kamim.errors import InputError
 from modeling_kamim.objective.density import resample_density
 
@@ -112,6 +112,29 @@ def test_view_of_an_image_is_crop_resize_flip(photographs):
         assert np.array_equal(flipped.of_image(image, 32), expected)
     whole = View.whole(*image.shape[:2]).of_image(image, 128)
     assert np.array_equal(whole, image)
+
+
+def test_a_view_of_two_sides_is_height_and_width(photographs):
+    image = photographs[0]
+    crop = cv2.resize(image[10:70, 20:100], (48, 32), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(View(10, 20, 60, 80, *image.shape[:2]).of_image(image, [32, 48]), crop)
+
+
+@given(st.sampled_from([64, (64, 96), (96, 64), (32, 128)]), seeds)
+def test_a_crop_is_stretched_as_that_of_a_square(size, seed):
+    """By 3/4 to 4/3 along its width, up to the rounding of its sides to pixels."""
+    height, width = (size, size) if isinstance(size, int) else size
+    view = RandomView(0.3, crop_ratios(size))(20 * height, 20 * width, Random(seed))
+    assert 0.745 <= (view.width / width) / (view.height / height) <= 1.342
+
+
+@given(lengths, lengths, seeds)
+def test_crops_of_a_rectangle_are_torchvisions(height, width, seed):
+    image = torch.empty(3, height, width)
+    view = RandomView(0.3, crop_ratios((64, 96)))
+    sizes = np.mean([(v.height, v.width) for v in (view(height, width, Random(seed + n)) for n in range(300))], axis=0)
+    drawn = [RandomResizedCrop.get_params(image, [0.3, 1.0], list(view.ratio))[2:] for _ in range(300)]
+    np.testing.assert_allclose(sizes, np.mean(drawn, axis=0), rtol=0.06, atol=1.5)
 
 
 def test_crop_box_is_in_fractions_and_flips_swap_its_edges():

@@ -16,6 +16,7 @@ from results import KAMIM, VIT_B, result
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.charts import NAMED_CLASSES, confusion_figure, depth_figure
+from modeling_kamim.evaluation.report.entries import Entry
 from modeling_kamim.evaluation.report.paper import PAPER_TABLES
 from modeling_kamim.evaluation.report.tables import Cell, Table
 from modeling_kamim.evaluation.report.writing import build_report, write_report
@@ -58,6 +59,11 @@ def test_rows_of_the_main_table(report):
     method = "KAMIM (FAST, w_ps 8, T 0.25, online)"
     assert row[:3] == ["local:mine", method, "ILSVRC/imagenet-1k"]
     assert row[3:] == ["linear probe (paper)", "8", "mean", "25.00 [24.0, 26.0]", "100.00", "0", "1,000 / 500"]
+
+
+@pytest.mark.parametrize(("size", "words"), [(192, "192"), ([192, 256], "192 x 256"), (None, "–")])
+def test_the_size_of_a_rectangle_is_height_by_width(size, words):
+    assert Entry(result(0.5, image_size=size)).image_size == words
 
 
 def test_methods(report):

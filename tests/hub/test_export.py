@@ -15,6 +15,7 @@ from modeling_kamim.errors import InputError
 from modeling_kamim.hub import export
 from modeling_kamim.hub.export import export_checkpoint, timm_arguments
 from modeling_kamim.models.processor import image_processor
+from modeling_kamim.models.sizes import image_sides
 
 VIT = {"image_size": 32, "patch_size": 8, "encoder_stride": 8, "hidden_size": 48, "num_hidden_layers": 2}
 VIT |= {"num_attention_heads": 3, "intermediate_size": 96}
@@ -25,10 +26,11 @@ CONFIGS = {
     "vit": ViTConfig(**VIT, kamim=KAMIM),
     "vit without qkv bias, eps 1e-6": ViTConfig(**VIT, qkv_bias=False, layer_norm_eps=1e-6),
     "swin": SwinConfig(**SWIN, kamim=KAMIM),
+    "vit of rectangles": ViTConfig(**VIT | {"image_size": [32, 48]}, kamim=KAMIM),
 }
 # the exporter takes seconds for every block; of Swin's, the second has shifted windows
 ONNX_CONFIGS = {
-    "vit": ViTConfig(**VIT | {"num_hidden_layers": 1}, kamim=KAMIM),
+    "vit of rectangles": ViTConfig(**VIT | {"num_hidden_layers": 1, "image_size": [32, 48]}, kamim=KAMIM),
     "swin": SwinConfig(**SWIN | {"depths": [2], "num_heads": [2]}, kamim=KAMIM),
 }
 
@@ -50,8 +52,7 @@ def features(directory, pixels):
 
 
 def pixels_of(directory, batch_size=3):
-    size = AutoModel.from_pretrained(directory).config.image_size
-    return torch.randn(batch_size, 3, size, size)
+    return torch.randn(batch_size, 3, *image_sides(AutoModel.from_pretrained(directory).config))
 
 
 def run_usage(exported, pixels, monkeypatch):

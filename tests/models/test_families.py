@@ -312,6 +312,18 @@ def test_another_image_size_has_transformers_interpolated_positions(model_type, 
 
 
 @every_family
+def test_the_attention_of_a_gpu_is_taken_where_transformers_has_it(model_type, tmp_path):
+    config = tiny_config(model_type)
+    model = KamimForMaskedImageModeling.from_config(config, attn_implementation="sdpa")
+    expected = "eager" if model_type in ("swinv2", "focalnet") else "sdpa"
+    assert model.config._attn_implementation == expected
+    model.save_pretrained(tmp_path)
+    for size in (32, 64):
+        start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), size), "sdpa")
+        assert start.model.config._attn_implementation == expected
+
+
+@every_family
 def test_another_image_size_trains(model_type, tmp_path):
     perturbed(AutoModel.from_config(tiny_config(model_type, 32))).save_pretrained(tmp_path)
     start = warm_start(str(tmp_path), config_to_pretrain(str(tmp_path), 64))
@@ -394,6 +406,8 @@ def test_rectangles_that_are_none(size, message):
 def test_windows_cut_rectangles_evenly():
     assert tiny_config("swinv2", [64, 96]).window_size == 4  # 8 x 12 tokens in the last stage
     assert tiny_config("swinv2", 64).window_size == 8
+    with pytest.raises(InputError, match="windows of one token.*sides that 16 divides"):
+        tiny_config("swinv2", [64, 72])
     with pytest.raises(InputError, match=r"stages of \[16, 8\] and \[24, 12\] tokens.*windows of 8"):
         tiny_config("swinv2", [64, 96], window_size=8)
 

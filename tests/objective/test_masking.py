@@ -35,6 +35,18 @@ def test_exact_number_of_whole_blocks(per_side, tokens, patch_size, ratio, seed)
     assert blocks[:, 0].sum() == math.ceil(ratio * per_side**2)
 
 
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.floats(0.01, 0.99), st.integers(0, 2**32))
+def test_exact_number_of_whole_blocks_of_a_rectangle(rows, columns, tokens, ratio, seed):
+    block = 8 * tokens
+    mask = block_mask((rows * block, columns * block), block, 8, ratio, Random(seed))
+    grid = mask.reshape(rows * tokens, columns * tokens)
+    blocks = grid[::tokens, ::tokens]
+    assert np.array_equal(grid, np.kron(blocks, np.ones((tokens, tokens), bool)))
+    assert blocks.sum() == math.ceil(ratio * rows * columns)
+    if rows == columns:
+        assert np.array_equal(mask, block_mask(rows * block, block, 8, ratio, Random(seed)))
+
+
 @pytest.mark.parametrize(
     "image, block, patch, ratio, masked",
     [(192, 32, 16, 0.6, 22), (224, 32, 16, 0.6, 30), (64, 32, 4, 0.5, 2), (192, 16, 16, 0.4, 58), (64, 32, 16, 0.9, 4)],

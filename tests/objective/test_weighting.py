@@ -166,13 +166,13 @@ PIXELS = 4  # a side of a density cell
 
 def averages_over_pixels(density, box, num_cells):
     """Area averages in float64 of a density blown up to pixels that divide into the cells of the crop."""
-    scale = PIXELS * num_cells
-    pixels = np.kron(density.numpy().astype(np.float64), np.ones((scale, scale)))
-    top, left, bottom, right = (num_cells * edge for edge in box)
+    rows, columns = num_cells
+    pixels = np.kron(density.numpy().astype(np.float64), np.ones((PIXELS * rows, PIXELS * columns)))
+    top, left, bottom, right = (cells * edge for cells, edge in zip((rows, columns) * 2, box, strict=True))
     crop = pixels[min(top, bottom) : max(top, bottom), min(left, right) : max(left, right)]
     crop = crop[:: 1 if top < bottom else -1, :: 1 if left < right else -1]
     height, width = crop.shape
-    return crop.reshape(num_cells, height // num_cells, num_cells, width // num_cells).mean(axis=(1, 3))
+    return crop.reshape(rows, height // rows, columns, width // columns).mean(axis=(1, 3))
 
 
 @st.composite
@@ -192,7 +192,7 @@ def as_fractions(boxes, density):
     return torch.tensor(boxes) / (PIXELS * torch.tensor([rows, columns, rows, columns]))
 
 
-@given(crops(), st.integers(1, 8))
+@given(crops(), st.tuples(st.integers(1, 8), st.integers(1, 8)))
 def test_resampling_averages_over_the_pixels_of_any_crop(crops, num_cells):
     density, boxes = crops
     resampled = resample_density(density, as_fractions(boxes, density), num_cells)
