@@ -252,7 +252,7 @@ def embed_dataset(
     is_hidden = not state.is_main_process
     with tqdm(total=total, initial=done, unit=" images", desc=title, disable=is_hidden) as bar:
         if args.engine == "ray":
-            encoder = {**args.encoder(), "pixel_range": embedder.pixel_range}
+            encoder = _encoder_anywhere(args, embedder)
             run_on_ray([partial(_write_anywhere, writer, shard, encoder) for shard in own], bar, not args.use_cpu)
         else:
             writer(own, embedder, bar.update)
@@ -262,6 +262,14 @@ def embed_dataset(
     statistics, bad_images = finish_shards(output_dir, (shard.file for shard in shards))
     embeddings_card(output_dir, settings, statistics, license).save(output_dir / "README.md")
     return bad_images
+
+
+def _encoder_anywhere(args: EmbeddingArguments, embedder: Embedder) -> dict[str, Any]:
+    """Return the arguments of `load_embedder` for the processes of a cluster, which may start in another folder."""
+    folder = Path(args.model_name_or_path).expanduser()
+    name = str(folder.resolve()) if folder.is_dir() else args.model_name_or_path
+    device = "cpu" if args.use_cpu else None
+    return {**args.encoder(), "name_or_path": name, "device": device, "pixel_range": embedder.pixel_range}
 
 
 @lru_cache(maxsize=1)

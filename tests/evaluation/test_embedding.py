@@ -408,3 +408,22 @@ def test_two_processes_write_the_bytes_of_one(tmp_path, vit, photos, launcher):
     assert shards(tmp_path / "two") == shards(tmp_path / "one") and len(shards(tmp_path / "one")) == 4
     texts = [(tmp_path / name / "README.md").read_text() for name in ("one", "two")]
     assert texts[0].replace("# one", "# two") == texts[1]
+
+
+@pytest.mark.slow
+def test_ray_writes_the_bytes_of_one_process(monkeypatch, tmp_path, photos, ray):
+    monkeypatch.chdir(tmp_path)
+    save_checkpoint(tmp_path / "vit", tiny_config("vit", SIZE))
+    (photos / "train" / "astronaut" / "0.png").write_bytes(b"no image")
+    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False)
+    try:
+        cluster = run_embed(monkeypatch, "vit", photos, tmp_path / "ray", "--engine", "ray", "--bad_images", "skip")
+        with pytest.raises(InputError, match=r"cannot decode .*0\.png"):
+            run_embed(monkeypatch, "vit", photos, tmp_path / "bad", "--engine", "ray")
+    finally:
+        ray.shutdown()
+    local = run_embed(monkeypatch, "vit", photos, tmp_path / "local", "--bad_images", "skip")
+    found, expected = (datasets.load_dataset(str(folder))["train"].with_format("numpy") for folder in (cluster, local))
+    assert list(found["id"]) == list(expected["id"]) and len(found) == 6
+    np.testing.assert_allclose(found["features"][:], expected["features"][:], rtol=0, atol=1e-6)
+    assert (cluster / "bad_images.txt").read_text() == (local / "bad_images.txt").read_text()
