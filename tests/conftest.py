@@ -114,7 +114,7 @@ def install_beside(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def ray():
-    """Ray that keeps its token and its logs in a temporary directory, and reports to nobody; a process knows one token."""
+    """Ray that keeps its only token and its logs in a temporary directory, and reports to nobody."""
     with (
         tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder,
         pytest.MonkeyPatch.context() as patch,

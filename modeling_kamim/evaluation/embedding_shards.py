@@ -30,7 +30,7 @@ from ..data.shards import (
 )
 from ..errors import InputError
 from ..files import json_values
-from ..hub.cards import embeddings_card
+from ..hub.cards import ask_about_card, embeddings_card
 from ..limits import check_ranges
 from ..privacy import public_name
 from .embedding import ALL, FINAL, Embedder, FeatureBatch, check_layer, load_embedder
@@ -231,13 +231,15 @@ def embed_dataset(
         A line for each bad image left out, in the first process.
 
     Raises:
-        InputError: if `output_dir` holds something else, or features of other settings, encoder or images; if no image
-            is left, or Ray is asked for and not installed.
+        InputError: if `output_dir` holds something else, or features of other settings, encoder or images; if the Hub
+            would not take the card; if no image is left, or Ray is asked for and not installed.
         BadImageError: for the first bad image, unless they are skipped.
     """
     output_dir = Path(args.output_dir)
     settings = _settings(images, writer, embedder, args, dataset_name)
     check_settings(output_dir, SETTINGS_FILE, settings)
+    if args.push_to_hub and state.is_main_process:
+        ask_about_card(embeddings_card(output_dir, settings, {"num_rows": 0, "num_bad": 0}, license))
     state.wait_for_everyone()
     if state.is_main_process:
         keep_settings(output_dir, SETTINGS_FILE, settings)

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import cv2
 import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import DatasetCard
 from PIL import Image
 from tiny_models import tiny_config
 from transformers import (
@@ -381,6 +383,22 @@ def test_ray_must_be_installed(monkeypatch, tmp_path, vit, photos):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="--engine ray needs Ray: pip install"):
         run_embed(monkeypatch, vit, photos, tmp_path / "out", "--engine", "ray")
+
+
+def test_features_are_published_and_loaded_by_name(monkeypatch, tmp_path, vit, photos, hub):
+    push = ["--push_to_hub", "--repo", "user/features", "--license", "mit", "--token", hub.token]
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="does not take the metadata"):
+        patch.setattr(DatasetCard, "validate", Mock(side_effect=ValueError("license")))
+        run_embed(patch, vit, photos, tmp_path / "out", *push)
+    assert not (tmp_path / "out").exists()
+    output = run_embed(monkeypatch, vit, photos, tmp_path / "out", *push)
+    files = hub.files("user/features", repo_type="dataset")
+    assert {f"data/{name}" for name in SHARDS} | {"README.md", "embedding.json"} <= files.keys()
+    assert 'load_dataset("user/features", split="train")' in files["README.md"].decode()
+    assert not [name for name, content in files.items() if str(tmp_path).encode() in content]
+    assert {name.removeprefix("data/"): files[name] for name in files if name.startswith("data/")} == shards(output)
+    with pytest.raises(InputError, match="--push_to_hub needs --repo"):
+        run_embed(monkeypatch, vit, photos, tmp_path / "other", "--push_to_hub")
 
 
 # Several processes
