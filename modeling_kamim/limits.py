@@ -129,9 +129,12 @@ def check_choice(name: str, value: str, allowed: Collection[str]) -> None:
 
 
 def check_ranges(settings: Any) -> None:
-    """Raise InputError for the first number of a dataclass, or of its lists, that is out of range; None is allowed."""
+    """Raise InputError for the first number of a dataclass, or of its lists, that is out of range.
+
+    None and words are allowed.
+    """
     for name in (field.name for field in fields(settings) if field.name in RANGES):
         value = getattr(settings, name)
         for number in value if isinstance(value, list) else [value]:
-            if number is not None:
+            if number is not None and not isinstance(number, str):
                 check_range(name, number)

@@ -1,6 +1,7 @@
 """Offline, few threads, and every cache in a temporary directory; set before anything of HuggingFace is imported."""
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,22 @@ def install_beside(tmp_path_factory):
         return folder
 
     return install
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray that keeps its only token and its logs in a temporary directory, and reports to nobody."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        token = Path(folder, "token")
+        token.write_text(secrets.token_hex(32))
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+        patch.setenv("RAY_TMPDIR", folder)  # of a short name: it holds sockets
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield pytest.importorskip("ray")
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ COMMANDS = {
     "reconstruct": "score and draw what checkpoints fill into masked images",
     "report": "gather results of evaluations in tables and pictures",
     "analyze": "look at attention, frequencies, tokens and similarities of encoders",
+    "embed": "write the features that an encoder has of a data set",
     "prepare": "make a data set ready for fast training, once",
     "check": "look at every image of a data set beforehand",
     "push": "publish a checkpoint on the Hub",

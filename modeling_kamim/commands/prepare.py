@@ -10,6 +10,7 @@ The same command, run again after an interruption, goes on where it stopped.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -76,19 +77,23 @@ def main() -> None:
     if publisher is None:
         logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
     else:
-        publish(publisher, output_dir)
+        publish(publisher, output_dir, PUBLISHED, "prepared")
 
 
-def publish(publisher: Publisher, output_dir: Path) -> None:
-    """Upload a prepared data set; raise InputError where that fails."""
+def publish(publisher: Publisher, output_dir: Path, patterns: Sequence[str], done: str) -> None:
+    """Upload a data set that was `done` ("prepared"), and its card; raise InputError where that fails.
+
+    Args:
+        patterns: of its files.
+    """
     try:
         publisher.prepare()
         card = published_dataset_card(DatasetCard.load(output_dir / "README.md"), publisher.repo_id)
-        publisher.push_folder(output_dir, PUBLISHED, "Upload the prepared data set")
+        publisher.push_folder(output_dir, patterns, f"Upload the {done} data set")
         address = publisher.push({"README.md": str(card).encode()}, "Card with the name of the repository")
     except PublishError as error:
         raise InputError(
-            f"prepared, but not published: {error}. The same command again prepares nothing twice and publishes"
+            f"{done}, but not published: {error}. The same command again does nothing twice and publishes"
         ) from error
     logger.info("Published: %s", address)
 

@@ -62,7 +62,7 @@ class ClassificationTransform:
     Every resize is bilinear without antialias, as in the paper's released code (SimMIM and MAE crop bicubically).
 
     Args:
-        image_column, label_column: columns of the row.
+        image_column, label_column: columns of the row; no labels where the latter is None.
         image_size: of the result in pixels.
         augmentation: one of the four; validation takes "none".
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
@@ -72,7 +72,7 @@ class ClassificationTransform:
     """
 
     image_column: str
-    label_column: str
+    label_column: str | None
     image_size: ImageSize
     augmentation: str
     pixel_range: PixelRange | None = None
@@ -92,7 +92,7 @@ class ClassificationTransform:
         crops = self.augmentation in ("strong", "crop_flip")
         view = self._random_view(height, width, rng) if crops else View.whole(height, width)
         pixels = view.of_image(image, self.image_size)
-        sample = {"labels": row[self.label_column]}
+        sample = {} if self.label_column is None else {"labels": row[self.label_column]}
         if self.augmentation not in _DISTORTIONS:
             return {**sample, "pixel_values": channels_first(pixels)}
         augment_seed, mixing_seed = rng.getrandbits(62), rng.getrandbits(62)

@@ -4,7 +4,6 @@
 processes of this machine, or through Ray Data on many machines.
 """
 
-import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -25,9 +24,10 @@ from ..limits import ImageSize, check_ranges, height_and_width, written_size
 from ..models.pixel_range import PixelRange
 from ..objective.keypoints import KeypointDetector
 from .attach_density import process_rows
-from .decoding import DECODER_VERSION, BadImageError, decode_image, encode_png, is_deep_image, read_image
+from .decoding import DECODER_VERSION, decode_image, encode_png, is_deep_image, read_image
 from .fingerprint import sampled
 from .keypoint_share import NUM_STORED, has_keypoints, warn_without_keypoints
+from .shards import check_settings, finish_shards, keep_bad_images, keep_settings, rows_identity, run_on_ray, shards_of
 from .stored_density import DensityDetector, DensityFormat, stored_columns
 
 
@@ -211,8 +211,7 @@ class ShardJob:
             tables.append(self._table(columns))
             bad += errors
             report(len(indices))
-        if bad:
-            files.write_text(bad_images_file(self.file), "".join(f"{line}\n" for line in bad))
+        keep_bad_images(self.file, bad)
         shard = datasets.concatenate_datasets(tables)
         files.write(self.file, lambda file: shard.to_parquet(file))
         return len(self)
@@ -227,11 +226,6 @@ class ShardJob:
         plain = {**features, image_column: {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
         table = datasets.Dataset.from_dict(columns, features=datasets.Features(plain))
         return table.cast_column(image_column, features[image_column])
-
-
-def bad_images_file(shard: Path) -> Path:
-    """Return the file that lists the images a shard left out: hidden, or `datasets` would read it as a shard."""
-    return shard.with_name(f".{shard.stem}.bad_images.txt")
 
 
 def prepare_dataset(
@@ -264,26 +258,16 @@ def prepare_dataset(
         InputError: if `output_dir` holds something else, no image is left, or Ray is asked for and not installed.
         BadImageError: for the first bad image, unless they are skipped.
     """
-    if output_dir.exists() and any(output_dir.iterdir()) and not (output_dir / SETTINGS_FILE).exists():
-        raise InputError(f"{output_dir} holds other files; give a folder that is empty or not there yet")
-    (output_dir / "data").mkdir(parents=True, exist_ok=True)
-    _check_settings(output_dir, dataset, preparation, rows_per_shard)
-    jobs = list(_jobs(dataset, output_dir / "data", preparation, rows_per_shard))
+    settings = _settings(dataset, preparation, rows_per_shard)
+    check_settings(output_dir, SETTINGS_FILE, settings)
+    keep_settings(output_dir, SETTINGS_FILE, settings)
+    shards = shards_of(dataset, output_dir, rows_per_shard)
+    jobs = [ShardJob(shard.rows, shard.start, shard.stop, preparation, shard.file) for shard in shards]
     pending = [job for job in jobs if not job.file.exists()]
     done = sum(map(len, jobs)) - sum(map(len, pending))
     with tqdm(total=sum(map(len, dataset.values())), initial=done, unit=" images", desc="Preparing") as bar:
         ENGINES[engine](pending, num_proc, bar)
-    for unfinished in output_dir.rglob(".*.unfinished"):
-        unfinished.unlink()
-    lists = filter(Path.exists, (bad_images_file(job.file) for job in jobs))
-    bad = [line for file in lists for line in file.read_text(encoding="utf-8").splitlines()]
-    statistics = {
-        "num_rows": sum(pq.read_metadata(job.file).num_rows for job in jobs),
-        "num_bytes": sum(job.file.stat().st_size for job in jobs),
-        "num_bad": len(bad),
-    }
-    if bad and not statistics["num_rows"]:
-        raise InputError(f"none of the {len(bad)} images can be decoded; the first: {bad[0]}")
+    statistics, bad = finish_shards(output_dir, (job.file for job in jobs))
     for density in preparation.densities:
         warn_without_keypoints(_have_keypoints(jobs, density.format), f"images ({density.detector.name})")
     card = prepared_dataset_card(output_dir, name, preparation, statistics, license)
@@ -291,36 +275,14 @@ def prepare_dataset(
     return bad
 
 
-def _check_settings(
-    output_dir: Path, dataset: datasets.DatasetDict, preparation: Preparation, rows_per_shard: int
-) -> None:
-    settings = {
+def _settings(dataset: datasets.DatasetDict, preparation: Preparation, rows_per_shard: int) -> dict[str, Any]:
+    return {
         **asdict(preparation),
         "densities": [density.label for density in preparation.densities],
-        "splits": {split: {"rows": len(rows), "fingerprint": rows._fingerprint} for split, rows in dataset.items()},
+        "splits": rows_identity(dataset),
         "rows_per_shard": rows_per_shard,
         "decoder_version": DECODER_VERSION,
     }
-    file = output_dir / SETTINGS_FILE
-    if file.exists():
-        earlier = json.loads(file.read_text(encoding="utf-8"))
-        differing = [key for key in settings if earlier.get(key) != settings[key]]
-        if differing:
-            raise InputError(
-                f"{output_dir} was prepared with other settings (different: {', '.join(differing)}; see {file}); "
-                "give another folder, or delete this one"
-            )
-    files.write_text(file, json.dumps(settings, indent=2) + "\n")
-
-
-def _jobs(
-    dataset: datasets.DatasetDict, folder: Path, preparation: Preparation, rows_per_shard: int
-) -> Iterator[ShardJob]:
-    for split, rows in dataset.items():
-        starts = range(0, len(rows), rows_per_shard)
-        for number, start in enumerate(starts):
-            file = folder / f"{split}-{number:05d}-of-{len(starts):05d}.parquet"
-            yield ShardJob(rows, start, min(start + rows_per_shard, len(rows)), preparation, file.resolve())
 
 
 def _run_locally(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
@@ -362,25 +324,7 @@ def _run_and_count(job: ShardJob) -> int:
 
 
 def _run_on_ray(jobs: list[ShardJob], num_proc: int, bar: tqdm) -> None:
-    try:
-        import ray
-    except ImportError:
-        raise InputError("--engine ray needs Ray: pip install 'modeling-kamim[ray]'") from None
-    if not jobs:
-        return
-    shared = ray.put(jobs)
-
-    def run(row: dict[str, int]) -> dict[str, Any]:
-        try:
-            return {"rows": ray.get(shared)[row["job"]](), "error": ""}
-        except BadImageError as error:  # Ray would raise another exception
-            return {"rows": 0, "error": str(error)}
-
-    numbers = ray.data.from_items([{"job": number} for number in range(len(jobs))], override_num_blocks=len(jobs))
-    for row in numbers.map(run).iter_rows():
-        if row["error"]:
-            raise BadImageError(row["error"])
-        bar.update(row["rows"])
+    run_on_ray(jobs, bar)
 
 
 ENGINES: dict[str, Callable[[list[ShardJob], int, tqdm], None]] = {"local": _run_locally, "ray": _run_on_ray}

@@ -1,6 +1,6 @@
 """Compute features of frozen encoders once for a whole data set."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -124,16 +124,20 @@ def extract_features(
     return FeatureDataset(check_finite_features(torch.cat(features)), torch.cat(labels), content)
 
 
-def check_finite_features(features: torch.Tensor) -> torch.Tensor:
+def check_finite_features(features: torch.Tensor, rows: Sequence[int] | None = None) -> torch.Tensor:
     """Return the features `(num_images, ...)` as they are.
+
+    Args:
+        rows: numbers of the images in their data set, for the message; from 0 where None.
 
     Raises:
         InputError: if there is NaN or infinity in them, which every classifier would take for some class.
     """
     is_bad = ~torch.isfinite(features).flatten(1).all(dim=1)
     if is_bad.any():
+        first = int(is_bad.nonzero()[0])
         raise InputError(
             f"the features of {int(is_bad.sum())} of {len(features)} images are NaN or infinite, the first of them "
-            f"image {int(is_bad.nonzero()[0])}; try --precision fp32, and look at the checkpoint"
+            f"image {first if rows is None else rows[first]}; try --precision fp32, and look at the checkpoint"
         )
     return features

@@ -70,7 +70,7 @@ def provenance(
         "validation_fingerprint": getattr(validation_images, "_fingerprint", None),
         "checkpoint": None if checkpoint is None else public_name(checkpoint),
         "checkpoint_sha256": None if checkpoint is None else weights_sha256(Path(checkpoint).expanduser()),
-        "checkpoint_commit": None if checkpoint is None else _hub_commit(checkpoint, config),
+        "checkpoint_commit": None if checkpoint is None else hub_commit(checkpoint, config),
         "model": model_figures(config),
         "kamim": public_settings(getattr(config, "kamim", None)),
         "versions": {
@@ -100,7 +100,8 @@ def weights_sha256(directory: Path) -> str | None:
     return digest.hexdigest()
 
 
-def _hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
+def hub_commit(checkpoint: str, config: PreTrainedConfig) -> str | None:
+    """Return the commit of a checkpoint of the Hub; None where it is not from there, or cannot be told."""
     commit = getattr(config, "_commit_hash", None)  # transformers set it up to some 5.x
     if commit or os.path.isdir(os.path.expanduser(checkpoint)) or not HUB_ID.fullmatch(checkpoint):
         return commit

@@ -1,4 +1,4 @@
-"""Write cards: the README.md of a pretrained encoder, of a classifier, and of a prepared data set."""
+"""Write cards: the README.md of a pretrained encoder, a classifier, a prepared data set, and of features."""
 
 import logging
 import math
@@ -193,6 +193,53 @@ def prepared_dataset_card(
         pixel_range=preparation.pixel_range,
         column=densities[0].column if densities else None,
         labels="\n".join(density.label for density in densities),
+    )
+
+
+def embeddings_card(
+    directory: Path, settings: Mapping[str, Any], statistics: Mapping[str, int], license: str | None = None
+) -> DatasetCard:
+    """Return the card of the features of a data set.
+
+    Args:
+        directory: of the features; only its name is published.
+        settings: of `evaluation.embedding_shards`, with public names.
+        statistics: `num_rows, num_bytes, num_bad`.
+        license: of the images, by its id on the Hub.
+    """
+    pooling = {
+        "mean": "Mean of the patch tokens (CLS and registers left out), or of the map of a convolutional network.",
+        "cls": "CLS token.",
+        "patches": "Every patch token, row by row from the upper left (CLS and registers left out).",
+    }[settings["pooling"]]
+    layer = settings["layer"]
+    block = "output of the encoder" if layer == "final" else f"block {layer}"
+    columns = [
+        (name, tuple(shape), block if name == "features" else name.replace("_", " "))
+        for name, shape in settings["shapes"].items()
+    ]
+    source = _hub_id(settings["dataset"])
+    known = ("model_type", "image_size", "dtype", "precision", "pixel_range", "weights")
+    values: dict[str, Any] = {**statistics, **{key: settings[key] for key in known}}
+    return DatasetCard.from_template(
+        DatasetCardData(
+            license=license,
+            task_categories=["image-feature-extraction"],
+            tags=["kamim", "embeddings"],
+            source_datasets=[source] if source else None,
+        ),
+        template_path=str(TEMPLATES / "embeddings.md"),
+        title=markdown(directory.name),
+        version=__version__,
+        source=_name(settings["dataset"], "data set"),
+        encoder=_name(settings["encoder"], "checkpoint"),
+        columns=columns,
+        pooling=pooling,
+        split=next(iter(settings["splits"])),
+        has_labels=settings["label_column"] is not None,
+        mean=", ".join(f"{number:.4g}" for number in settings["image_mean"]),
+        std=", ".join(f"{number:.4g}" for number in settings["image_std"]),
+        **values,
     )
 
 

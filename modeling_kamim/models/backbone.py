@@ -11,7 +11,7 @@ from .loading import load_whole
 from .masked_image_modeling import KamimForMaskedImageModeling, keep_visible
 from .sizes import build_config, image_size_of, token_grid
 
-POOLINGS = ("mean", "cls")
+POOLINGS = ("mean", "cls", "patches")
 
 
 class Backbone(nn.Module):
@@ -22,7 +22,8 @@ class Backbone(nn.Module):
 
     Args:
         model: an encoder of transformers that returns `hidden_states` and `last_hidden_state`.
-        pooling: "mean" over the patch tokens (CLS and registers dropped), as in the paper, or the "cls" token.
+        pooling: "mean" over the patch tokens (CLS and registers dropped), as in the paper, the "cls" token, or all
+            "patches" (of `layers` alone).
     """
 
     def __init__(self, model: PreTrainedModel, pooling: str = "mean"):
@@ -59,21 +60,40 @@ class Backbone(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """`(batch_size, layers, dimension)` for normalized pixels `(batch_size, channels, height, width)`."""
-        outputs = self.model(pixel_values, output_hidden_states=True)
-        is_timm = self.model.config.model_type == "timm_wrapper"
-        blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
-        pooled = [self._pool(layer) for layer in (*blocks, outputs.last_hidden_state)]
+        pooled = self.layers(pixel_values)
         width = max(features.shape[1] for features in pooled)
         return torch.stack([nn.functional.pad(features, (0, width - features.shape[1])) for features in pooled], dim=1)
 
+    def layers(self, pixel_values: torch.Tensor, place: int | None = None) -> list[torch.Tensor]:
+        """Features of every layer, each as wide as it is.
+
+        Args:
+            pixel_values: normalized, `(batch_size, channels, height, width)`.
+            place: of the only layer to give, as in the result; -1 for the final output. All where None.
+
+        Returns:
+            `(batch_size, dimension)` each; `(batch_size, patches, dimension)` where the pooling is "patches".
+        """
+        outputs = self.model(pixel_values, output_hidden_states=place != -1)
+        if place == -1:
+            return [self._pool(outputs.last_hidden_state)]
+        is_timm = self.model.config.model_type == "timm_wrapper"
+        blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
+        found = (*blocks, outputs.last_hidden_state)
+        return [self._pool(layer) for layer in (found if place is None else (found[place],))]
+
     def _pool(self, layer: torch.Tensor) -> torch.Tensor:
         if layer.ndim == 4:
+            if self.pooling == "patches":
+                return layer.flatten(2).transpose(1, 2)
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
         prefix = prefix_length(self.model.config, layer.shape[1], self.image_size)
         if self.pooling == "mean":
             return layer[:, prefix:].mean(dim=1)
+        if self.pooling == "patches":
+            return layer[:, prefix:]
         if prefix == 0:
             raise InputError(f"{self.model.config.model_type} has no CLS token; use --pooling mean")
         return layer[:, 0]
@@ -136,6 +156,11 @@ def load_backbone(
         random_config = build_config(model_type, model_size, image_size or 192, config_overrides)
         return Backbone(random_model(random_config), pooling)
     model, _ = load_whole(AutoModel, name_or_path, may_be_new=("pooler",))  # no pooler is read
+    if model.main_input_name != "pixel_values":
+        if not hasattr(model, "vision_model"):  # CLIP, SigLIP and others of images and texts have one
+            kind = model.config.model_type
+            raise InputError(f"{name_or_path} is a {kind}, which reads no images; give an encoder of images")
+        model = model.vision_model
     backbone = Backbone(model, pooling)
     if image_size not in (None, backbone.image_size):
         given, own = map(size_in_words, (image_size, backbone.image_size))

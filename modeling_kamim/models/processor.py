@@ -28,7 +28,8 @@ def image_processor(image_size: ImageSize, checkpoint: str | None = None) -> ViT
     if checkpoint is not None:
         try:
             saved = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-            mean, std, pixel_range = saved.image_mean, saved.image_std, pixel_range_of(saved)
+            mean, std = _normalization(saved)
+            pixel_range = pixel_range_of(saved)
         except InputError:
             raise
         except (OSError, ValueError) as error:  # a ValueError: its code would have to run
@@ -38,6 +39,15 @@ def image_processor(image_size: ImageSize, checkpoint: str | None = None) -> ViT
         _check_numbers(checkpoint, "image_std", std, lambda number: 0 < number < math.inf)
     size = dict(zip(("height", "width"), height_and_width(image_size), strict=True))
     return keep_pixel_range(ViTImageProcessor(size=size, image_mean=list(mean), image_std=list(std)), pixel_range)
+
+
+def _normalization(saved: Any) -> tuple[Any, Any]:
+    """Return mean and std of a processor of transformers, or of timm's, which keeps them in settings of its own."""
+    if hasattr(saved, "data_config"):
+        return saved.data_config["mean"], saved.data_config["std"]
+    if not getattr(saved, "do_normalize", True):
+        return (0.0,), (1.0,)
+    return saved.image_mean, saved.image_std
 
 
 def pixel_range_of(processor: BaseImageProcessor) -> PixelRange | None:

@@ -290,9 +290,7 @@ class RecipeArguments(TrainingArguments):
                 given.insert(0, f"--precision {self.precision}")
             raise InputError(f"{' and '.join(given)} contradict each other; give --precision alone")
         self._is_precision_chosen = self.precision == "auto" and not asked_for
-        precision = hardware.precision if self._is_precision_chosen else (*asked_for, self.precision)[0]
-        if precision == "fp16" and hardware.device == "cpu":
-            raise InputError("precision is fp16, which needs a GPU; on the CPU give bf16, fp32 or auto")
+        precision = hardware.choose((*asked_for, self.precision)[0])
         self.bf16: bool = precision == "bf16"
         self.fp16: bool = precision == "fp16"
 

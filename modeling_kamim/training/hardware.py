@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..errors import InputError
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -23,6 +25,12 @@ class Hardware:
         if self.bf16:
             return "bf16"
         return "fp16" if self.device == "cuda" else "fp32"
+
+    def choose(self, precision: str) -> str:
+        """Return the precision that is asked for, the fastest for "auto"; raise InputError for fp16 on a CPU."""
+        if precision == "fp16" and self.device == "cpu":
+            raise InputError("precision is fp16, which needs a GPU; on the CPU give bf16, fp32 or auto")
+        return self.precision if precision == "auto" else precision
 
 
 def find_hardware(use_cpu: bool = False) -> Hardware:

@@ -25,19 +25,28 @@ def check_launch(args: TrainingArguments) -> None:
         InputError: if processes are missing or do not find each other, FSDP would leave no model.safetensors (FSDP2's
             default), or FSDP or DeepSpeed is to run on CPUs, where accelerate ignores it.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
-    if started != args.world_size:
-        raise InputError(f"{started} processes were started, and each would train alone; {_COMMANDS}")
-    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    if args.world_size == 1 and by_accelerate and not any(rank in os.environ for rank in _RANKS):
-        raise InputError(
-            f"accelerate launch was asked for several processes and started one; {_COMMANDS}. Where one is what you "
-            "want, give --num_processes 1, and unset MASTER_ADDR"
-        )
+    check_processes(args.world_size)
     if _saves_shards(args):
         raise InputError("FSDP would save no model.safetensors; set fsdp_state_dict_type: FULL_STATE_DICT")
     if is_sharded(args) and args.device.type == "cpu":
         raise InputError("FSDP and DeepSpeed need GPUs: accelerate ignores them on CPUs; launch without them")
+
+
+def check_processes(world_size: int) -> None:
+    """Raise InputError where a launcher started fewer processes than asked for, or they do not find each other.
+
+    Args:
+        world_size: number of processes that found each other.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    if started != world_size:
+        raise InputError(f"{started} processes were started, and each would work alone; {_COMMANDS}")
+    by_accelerate = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if world_size == 1 and by_accelerate and not any(rank in os.environ for rank in _RANKS):
+        raise InputError(
+            f"accelerate launch was asked for several processes and started one; {_COMMANDS}. Where one is what you "
+            "want, give --num_processes 1, and unset MASTER_ADDR"
+        )
 
 
 def largest_of_processes(number: int, args: TrainingArguments) -> int:

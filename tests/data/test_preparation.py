@@ -4,10 +4,8 @@ import copy
 import io
 import json
 import os
-import secrets
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -549,22 +547,6 @@ def test_ray_must_be_installed(monkeypatch, tmp_path, source):
 
 
 # Ray
-
-
-@pytest.fixture(scope="module")
-def ray():
-    """Ray that keeps its token and its logs in a temporary directory, and reports to nobody."""
-    with (
-        tempfile.TemporaryDirectory(prefix="ray_", ignore_cleanup_errors=True) as folder,
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        token = Path(folder, "token")
-        token.write_text(secrets.token_hex(32))
-        patch.setenv("RAY_AUTH_MODE", "token")
-        patch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
-        patch.setenv("RAY_TMPDIR", folder)  # of a short name: it holds sockets
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        yield pytest.importorskip("ray")
 
 
 NODE = {"object_store_memory": 100 * 2**20, "include_dashboard": False}

@@ -1,0 +1,96 @@
+"""Embed a data set: write the features that an encoder has of its images as Parquet files.
+
+kamim embed outputs/mine path/to/images path/to/features
+kamim embed facebook/dinov2-small ILSVRC/imagenet-1k path/to/features --pooling cls --precision auto
+kamim embed outputs/mine path/to/images path/to/features --layer 8 --pooling patches --dtype float16
+accelerate launch -m modeling_kamim.commands.embed outputs/mine path/to/images path/to/features
+
+The same command, run again after an interruption, goes on where it stopped.
+"""
+
+import logging
+import os
+from datetime import timedelta
+from pathlib import Path
+
+import cv2
+import datasets
+from accelerate import PartialState
+
+from ..api.groups import EMBEDDING_ARGUMENTS
+from ..data.attach_density import choose_pixel_range
+from ..data.bad_images import list_bad_images
+from ..data.loading import SourceArguments, find_label_column, load_source
+from ..data.row_ids import RowIds
+from ..errors import InputError
+from ..evaluation.embedding import Embedder, load_embedder
+from ..evaluation.embedding_shards import PUBLISHED, EmbeddingArguments, EmbeddingWriter, embed_dataset, num_workers
+from ..hub.publishing import Publisher
+from ..training.launch import check_processes
+from .endings import run
+from .parser import parse
+from .prepare import publish
+from .program import show_log
+
+logger = logging.getLogger(__name__)
+LONGEST_WAIT = timedelta(days=1)  # of a process for the others, whose last shards may take longer
+
+
+def main() -> None:
+    places = ("model_name_or_path", "dataset_name", "output_dir")
+    source, args, hub = parse(EMBEDDING_ARGUMENTS, None, __doc__, positional=places)
+    state = PartialState(cpu=args.use_cpu, timeout=LONGEST_WAIT)
+    show_log(state.process_index)
+    check_processes(state.num_processes)
+    if args.engine == "ray" and state.num_processes > 1:
+        raise InputError("--engine ray starts its own processes; run the command without a launcher")
+    cv2.setNumThreads(1)
+    publisher = Publisher(args.repo, hub.token, hub.private, hub.revision, "dataset") if args.push_to_hub else None
+
+    embedder = load_encoder(source, args, state)
+    with state.local_main_process_first():
+        images, image_column = load_source(source)
+        first = images["train"] if "train" in images else next(iter(images.values()))
+        embedder.pixel_range = choose_pixel_range(first, image_column, embedder.pixel_range, source.num_proc)
+    label_column = choose_labels(first, args.label_column)
+    ids = {split: RowIds.choose(split, rows, image_column, folder_of(source)) for split, rows in images.items()}
+    writer = EmbeddingWriter(image_column, label_column, ids, args.dtype, args.bad_images == "skip")
+    datasets.disable_progress_bars()  # one bar for everything
+    bad_images = embed_dataset(images, writer, embedder, args, source.dataset_name, state, hub.license)
+
+    if state.is_main_process:
+        output_dir = Path(args.output_dir)
+        list_bad_images(bad_images, output_dir)
+        logger.info("The features and their card are in %s", output_dir)
+        if publisher is not None:
+            publish(publisher, output_dir, PUBLISHED, "embedded")
+    state.destroy_process_group()
+
+
+def load_encoder(source: SourceArguments, args: EmbeddingArguments, state: PartialState) -> Embedder:
+    """Load the encoder of a process, and choose how many others decode images for it."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+    workers = num_workers(state.device, processes, source.num_proc)
+    with state.local_main_process_first():  # one process downloads
+        return load_embedder(**args.encoder(), device=state.device, num_workers=workers)
+
+
+def choose_labels(rows: datasets.Dataset, label_column: str | None) -> str | None:
+    """Return the column of the classes; None, with a line in the log, where there is none and none was named."""
+    try:
+        return find_label_column(rows, label_column)
+    except InputError:
+        if label_column is not None:
+            raise
+        logger.info("No labels are written: none were found among the columns (%s)", ", ".join(rows.column_names))
+        return None
+
+
+def folder_of(source: SourceArguments) -> str | None:
+    """Return the folder of a local data set."""
+    path = Path(source.dataset_name).expanduser()
+    return str(path) if path.is_dir() else None
+
+
+if __name__ == "__main__":
+    run(main)
