@@ -123,6 +123,11 @@ class DatasetCheck:
         return lines
 
 
+def training_rows(images: datasets.DatasetDict) -> datasets.Dataset:
+    """Return the split "train", or the first one where there is none."""
+    return images["train"] if "train" in images else next(iter(images.values()))
+
+
 def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int | None = None) -> DatasetCheck:
     """Decode every image as training does; use nothing from an earlier check.
 
@@ -132,8 +137,7 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     check = DatasetCheck()
     start = time.perf_counter()
     seen: dict[bytes, _Seen] = {}
-    train = images["train"] if "train" in images else next(iter(images.values()))
-    check.pixel_range = measure_pixel_range(train, image_column, num_proc)
+    check.pixel_range = measure_pixel_range(training_rows(images), image_column, num_proc)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
         settings, once = {"pixel_range": check.pixel_range}, {"load_from_cache_file": False, "keep_in_memory": True}

@@ -24,9 +24,9 @@ from ..objective.weighting import keypoint_weights
 from .attach_density import map_images, process_rows
 from .decoding import decode_image
 from .fingerprint import sampled
-from .keypoint_share import NUM_DETECTED
 from .views import RandomView
 
+NUM_IMAGES = 128  # of the sample
 FLAT = 0.95  # effective cells from which on the weights are flat, as a share
 CONCENTRATED = 0.1  # effective cells up to which they are concentrated
 SATURATED = 0.5  # share of the cells at the top from which on they are saturated
@@ -123,7 +123,8 @@ class WeightAdvice:
         lines = [
             f"Keypoint weights of {self.num_images:,} images in random crops of {self.image_size} px, cells of "
             f"{self.given.weight_patch_size} px, T {self.given.temperature:g}:",
-            f"  {'detector':20}{'no keypoints':>13}{'cells with':>12}{'W mean':>9}{'W 95%':>9}{'effective':>11}{'at top':>9}",
+            f"  {'detector':20}{'no keypoints':>13}{'cells with':>12}{'W mean':>9}{'W 95%':>9}{'effective':>11}"
+            f"{'at top':>9}",
         ]
         lines += [
             f"  {name:20}{found.without:13.0%}{found.cells_with:12.0%}{found.mean:9.2f}{found.percentile_95:9.1f}"
@@ -156,7 +157,7 @@ def advise(
     pixel_range: PixelRange | None = None,
     num_proc: int | None = None,
 ) -> WeightAdvice | None:
-    """Measure the weights of at most 256 images with several detectors, and choose settings.
+    """Measure the weights of at most 128 images with several detectors, and choose settings.
 
     Args:
         rows: training rows with an `image_column` of `datasets.Image(decode=False)`.
@@ -168,23 +169,24 @@ def advise(
     Returns:
         The advice; None if no image of the sample can be decoded.
     """
+    detectors = _detectors(given.detector)
     settings = {
-        "detectors": _detectors(given.detector),
+        "detectors": detectors,
         "view": view,
         "image_size": image_size,
         "cell": given.weight_patch_size,
         "pixel_range": pixel_range,
     }
-    columns = {name: datasets.List(datasets.Value("float32")) for name in settings["detectors"]}
-    chosen, once = rows.select(sampled(len(rows), NUM_DETECTED)), {"load_from_cache_file": False, "keep_in_memory": True}
-    found = map_images(chosen, _densities_batch, image_column, columns, settings, num_proc, "Weighing cells", **once)
-    found = found.filter(lambda density: density is not None, input_columns=next(iter(columns)), **once)
-    if len(found) == 0:
+    columns = {name: datasets.List(datasets.Value("float32")) for name in detectors}
+    chosen, once = rows.select(sampled(len(rows), NUM_IMAGES)), {"load_from_cache_file": False, "keep_in_memory": True}
+    mapped = map_images(chosen, _densities_batch, image_column, columns, settings, num_proc, "Weighing cells", **once)
+    found = [row for row in mapped if all(cells is not None for cells in row.values())]
+    if not found:
         return None
     side = image_size // given.weight_patch_size
-    densities = {name: np.array(found[name], np.float32).reshape(-1, side, side) for name in columns}
+    densities = {name: np.array([row[name] for row in found], np.float32).reshape(-1, side, side) for name in columns}
     measured = {name: WeightStatistics.of(density, given.temperature) for name, density in densities.items()}
-    return WeightAdvice(given, len(found), image_size, measured, _choose(given, settings["detectors"], densities))
+    return WeightAdvice(given, len(found), image_size, measured, _choose(given, detectors, densities))
 
 
 def _densities_batch(
@@ -201,8 +203,9 @@ def _densities_batch(
 
     def detect(source: dict[str, Any], name: str) -> dict[str, np.ndarray]:
         image = decode_image(source, name, pixel_range)
-        crop = view(*image.shape[:2], Random(name)).of_image(image, image_size)
-        return {name: cell_density(detector(crop), cell).ravel() for name, detector in detectors.items()}
+        height, width = image.shape[:2]
+        crop = view(height, width, Random(name)).of_image(image, image_size)
+        return {key: cell_density(detector(crop), cell).ravel() for key, detector in detectors.items()}
 
     found = [densities or {} for densities, _ in process_rows(rows[image_column], indices, True, detect)]
     return {name: [densities.get(name) for densities in found] for name in detectors}

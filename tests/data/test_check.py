@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pytest
 from awkward_images import LONG_NAME, photograph, write_bad_images, write_good_images
-
 from PIL import Image
 
 from modeling_kamim.commands import check as script
