@@ -159,8 +159,8 @@ def check_memory(kamim_args: KamimArguments) -> None:
     if _BYTES_PER_PARAMETER * num_parameters > memory:
         needed = _BYTES_PER_PARAMETER * num_parameters / 1e9
         raise InputError(
-            f"a model of {num_parameters / 1e6:,.0f}M parameters needs {needed:,.0f} GB for weights, gradients and AdamW, "
-            f"and this machine has {memory / 1e9:,.0f} GB; give a smaller model"
+            f"a model of {num_parameters / 1e6:,.0f}M parameters needs {needed:,.0f} GB for weights, gradients and "
+            f"AdamW, and this machine has {memory / 1e9:,.0f} GB; give a smaller model"
         )
 
 
