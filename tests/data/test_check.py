@@ -1,5 +1,6 @@
 """The check of a data set before training: what it finds, what it prints, how it exits."""
 
+import json
 import os
 import re
 import subprocess
@@ -209,6 +210,10 @@ def test_parquet_is_checked_too(monkeypatch, tmp_path, capsys):
         (("./nowhere",), "nowhere"),
         ((".", "--num_proc", "0"), "num_proc is 0"),
         ((".", "--output", "."), "output is ., a folder"),
+        ((".", "--json", "."), "json is ., a folder"),
+        ((".", "--model_size", "vast"), "model_size is 'vast'"),
+        ((".", "--precision", "fp16", "--use_cpu", "--model_size", "tiny"), "fp16, which needs a GPU"),
+        ((".", "--temperature", "0"), "temperature is 0"),
         ((".", "--outptu", "x"), "did you mean 'output'"),
     ],
 )
@@ -225,6 +230,24 @@ def test_the_process_exits_with_1_for_bad_images(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "1 cannot be decoded" in done.stdout and "Checking train" in done.stderr
+
+
+def test_a_model_is_tried_and_everything_is_written_as_json(monkeypatch, tmp_path, capsys):
+    write_good_images(tmp_path / "images")
+    assert run(monkeypatch, tmp_path / "images", "--weighting", "none") == 0
+    text = capsys.readouterr().out
+    assert f"kamim check {tmp_path / 'images'} --model_size base" in text and "Keypoint weights" not in text
+
+    model = ["--model_size", "tiny", "--image_size", "32", "--config_overrides", "num_hidden_layers=1", "--use_cpu"]
+    batches = ["--per_device_train_batch_size", "2", "--num_train_epochs", "3"]
+    assert run(monkeypatch, tmp_path / "images", *model, *batches, "--json", tmp_path / "facts" / "check.json") == 0
+    text = capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts" / "check.json").read_text())
+    assert facts["images"]["num_images"] == {"train": 17} and facts["images"]["pixels"]["16-bit gray"] == 1
+    assert facts["images"]["long_sides"]["max"] == 5000 and facts["images"]["pixel_range"]
+    assert facts["weights"]["image_size"] == 32 and "Advice: " in text
+    assert facts["estimate"]["epochs"] == 3 and facts["estimate"]["batch_size"] == 2
+    assert f"{facts['estimate']['images_per_second']:,.1f} images/s" in text and "3 epoch(s) of 17 images" in text
 
 
 def test_stored_densities_are_checked_too(tmp_path):
