@@ -16,7 +16,7 @@ COMMANDS = {
     "analyze": "look at attention, frequencies, tokens and similarities of encoders",
     "embed": "write the features that an encoder has of a data set",
     "prepare": "make a data set ready for fast training, once",
-    "check": "look at every image of a data set beforehand",
+    "check": "say what a data set needs, and how long pretraining on it takes",
     "push": "publish a checkpoint on the Hub",
     "convert": "read checkpoints of KAMIM's authors, SimMIM, MAE and MoCo v3",
     "export": "write an encoder for timm or ONNX",

@@ -1,26 +1,25 @@
-"""Check a data set before training: bad images, unusual images, copies, sizes."""
+"""Check a data set before training: bad images, unusual images, copies, pixels, sizes."""
 
-import hashlib
 import os
 import re
 import statistics
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import datasets
-from PIL import Image
 
 from ..errors import printable
-from ..models.pixel_range import PixelRange, is_deep
-from ..objective.keypoints import KeypointDetector
+from ..models.pixel_range import PixelRange
 from .attach_density import map_images, measure_pixel_range
-from .decoding import BadImageError, bad_density, decode_image, open_image, read_image
+from .decoding import bad_density
+from .inspection import DEEP, FACTS, inspect_image
 from .keypoint_share import TOLERATED, describe_share
-from .stored_density import DensityDetector, density_label, stored_columns
+from .near_copies import near_copies
+from .stored_density import density_label, stored_columns
 
 
 @dataclass
@@ -30,22 +29,12 @@ class CheckArguments:
     _argument_group_name = "check"
 
     output: str | None = field(default=None, metadata={"help": "Text file to write, with a line for each bad image."})
+    json: str | None = field(default=None, metadata={"help": "JSON file to write, with all that is reported."})
 
 
-TINY = 32  # pixels: an image with a shorter side is tiny
-STRIP = 8  # an image with a greater ratio of its sides is a strip
 LISTED = 5  # names of each group in the report
-_ORIENTATION = 0x0112
-_PNG_START = b"\x89PNG"
-_DEEP = "more than 8 bits"
-_DEFAULT_DENSITIES = DensityDetector(KeypointDetector(), image_size=192)
+_CHANNELS = {1: "gray", 2: "gray with transparency", 3: "RGB"}
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-_COLUMNS = {
-    **dict.fromkeys(("name", "error", "reason", "traits"), datasets.Value("string")),
-    **dict.fromkeys(("height", "width", "num_bytes"), datasets.Value("int64")),
-    "digest": datasets.Value("binary"),
-    "has_keypoints": datasets.Value("bool"),
-}
 
 
 @dataclass
@@ -59,6 +48,9 @@ class DatasetCheck:
     bad_densities: dict[str, list[str]] = field(default_factory=dict)  # column: lines on damaged or missing ones
     copies: list[str] = field(default_factory=list)  # names of images with the bytes of an earlier one, and that one
     shared: list[str] = field(default_factory=list)  # the same, where the earlier one is in another split
+    near_copies: list[str] = field(default_factory=list)  # names of images that look like an earlier one, and that one
+    near_shared: list[str] = field(default_factory=list)  # the same, where the earlier one is in another split
+    pixels: Counter[str] = field(default_factory=Counter)  # "8-bit RGB": images that are stored so
     pixel_range: PixelRange | None = None  # that scales images of more than 8 bits; None where there are none
     num_without_keypoints: int = 0  # images in which FAST finds nothing at 192 px
     short_sides: list[int] = field(default_factory=list)  # in pixels, of the images that can be decoded
@@ -101,6 +93,8 @@ class DatasetCheck:
             lines += _groups({f"{column}: damaged or missing": names for column, names in self.bad_densities.items()})
         lines += _groups({"have the same bytes as an image of another split": self.shared})
         lines += _groups({"have the same bytes as an earlier image": self.copies})
+        lines += _groups({"look like an image of another split (encoded or resized again)": self.near_shared})
+        lines += _groups({"look like an earlier image (encoded or resized again)": self.near_copies})
         if self.short_sides:
             lines.append(f"Short side: {_range(self.short_sides)} px. Long side: {_range(self.long_sides)} px.")
             kilobytes = [size / 1000 for size in self.num_bytes]
@@ -110,8 +104,16 @@ class DatasetCheck:
             lines.append(f"Files in the folder that are not read as images: {self.not_read.total():,} ({kinds}).")
         return "\n".join(lines)
 
+    def facts(self) -> dict[str, Any]:
+        """Return everything for a JSON file; of sizes, the least, the median and the largest."""
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        facts |= {name: _summary(facts[name]) for name in ("short_sides", "long_sides", "num_bytes")}
+        return {**facts, "pixel_range": self.pixel_range and astuple(self.pixel_range)}
+
     def _pixels(self) -> list[str]:
-        lines, deep, total = [], len(self.unusual.get(_DEEP, ())), len(self.short_sides)
+        deep, total = len(self.unusual.get(DEEP, ())), len(self.short_sides)
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.pixels.most_common())
+        lines = [f"Pixels: {kinds}."] if kinds else []
         if self.pixel_range is not None:
             lines.append(f"Training scales the {deep:,} of more than 8 bits: {self.pixel_range} becomes 0 to 255.")
         if self.num_without_keypoints > TOLERATED * total:
@@ -119,6 +121,11 @@ class DatasetCheck:
         elif total:
             lines.append(f"FAST finds no keypoints in {self.num_without_keypoints:,} of them.")
         return lines
+
+
+def training_rows(images: datasets.DatasetDict) -> datasets.Dataset:
+    """Return the split "train", or the first one where there is none."""
+    return images["train"] if "train" in images else next(iter(images.values()))
 
 
 def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int | None = None) -> DatasetCheck:
@@ -129,17 +136,17 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     """
     check = DatasetCheck()
     start = time.perf_counter()
-    seen: dict[bytes, tuple[str, str]] = {}
-    train = images["train"] if "train" in images else next(iter(images.values()))
-    check.pixel_range = measure_pixel_range(train, image_column, num_proc)
+    seen: dict[bytes, _Seen] = {}
+    check.pixel_range = measure_pixel_range(training_rows(images), image_column, num_proc)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
         settings, once = {"pixel_range": check.pixel_range}, {"load_from_cache_file": False, "keep_in_memory": True}
         what = f"Checking {split}"
-        for row in map_images(rows, _inspect_batch, image_column, _COLUMNS, settings, num_proc, what, **once):
+        for row in map_images(rows, _inspect_batch, image_column, FACTS, settings, num_proc, what, **once):
             _add(check, row, split, seen)
         for column in stored_columns(rows.column_names):
             _add_densities(check, rows.select_columns([image_column, column]), image_column, column)
+    _add_near_copies(check, list(seen.values()))
     check.seconds = time.perf_counter() - start
     return check
 
@@ -150,73 +157,16 @@ def _inspect_batch(
     cv2.setNumThreads(1)
     numbered = zip(rows[image_column], indices, strict=True)
     found = [inspect_image(source, index, pixel_range) for source, index in numbered]
-    return {name: [row[name] for row in found] for name in _COLUMNS}
+    return {name: [row[name] for row in found] for name in FACTS}
 
 
-def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None) -> dict[str, Any]:
-    """Return the facts of one image, as `_COLUMNS` lists them; `error` and `reason` are None where it is good.
-
-    Args:
-        source: `{"bytes": bytes | None, "path": str | None}`.
-        row: of the split, to name an image that has no name.
-        pixel_range: by which it is scaled if it has more than 8 bits.
-    """
-    name = printable((source or {}).get("path") or f"the image in row {row}")
-    facts: dict[str, Any] = {**dict.fromkeys(_COLUMNS), "name": name}
-    try:
-        data = read_image(source, name)
-        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range)
-    except BadImageError as error:
-        return facts | {"error": error.finding, "reason": error.reason}
-    height, width = image.shape[:2]
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    return facts | {
-        "height": height,
-        "width": width,
-        "num_bytes": len(data),
-        "traits": ",".join(_traits(data, height, width)),
-        "digest": digest,
-        "has_keypoints": bool(_DEFAULT_DENSITIES.density(image).any()),
-    }
+class _Seen(NamedTuple):
+    split: str
+    name: str
+    look: bytes | None  # None for an image of one color
 
 
-def _traits(data: bytes, height: int, width: int) -> list[str]:
-    """Return what is unusual in an image: in its file, and in its shape."""
-    short, long = sorted((height, width))
-    with open_image(data) as image:
-        traits = {
-            "gray": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
-            "CMYK": image.mode == "CMYK",
-            "palette": image.mode in ("P", "PA"),
-            _DEEP: is_deep(image),
-            "transparency (dropped)": "A" in image.getbands() or "transparency" in image.info,
-            "animated (its first frame is used)": image.format != "MPO" and _is_animated(image),
-            "turned by EXIF": image.getexif().get(_ORIENTATION, 1) in range(2, 9),
-        }
-    traits |= {
-        "wrong checksums though it decodes": data.startswith(_PNG_START) and not _has_right_checksums(data),
-        f"tiny (a side below {TINY} px)": short < TINY,
-        f"strip (one side over {STRIP} times the other)": long > STRIP * short,
-    }
-    return [trait for trait, holds in traits.items() if holds]
-
-
-def _has_right_checksums(png: bytes) -> bool:
-    try:
-        open_image(png).verify()
-    except SyntaxError:
-        return False
-    return True
-
-
-def _is_animated(image: Image.Image) -> bool:
-    try:
-        return bool(getattr(image, "is_animated", False))
-    except Exception:  # a later frame is broken; only the first is used
-        return True
-
-
-def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes, tuple[str, str]]) -> None:
+def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes, _Seen]) -> None:
     if row["error"] is not None:
         kind = re.sub(r"\d+", "N", re.sub(r" \([^()]*\)$", "", row["reason"]))
         check.bad.setdefault(kind, []).append(row["error"])
@@ -224,14 +174,25 @@ def _add(check: DatasetCheck, row: dict[str, Any], split: str, seen: dict[bytes,
     for trait in filter(None, row["traits"].split(",")):
         check.unusual.setdefault(trait, []).append(row["name"])
     if row["digest"] in seen:
-        earlier_split, earlier = seen[row["digest"]]
-        (check.copies if earlier_split == split else check.shared).append(f"{row['name']} ({earlier})")
-    seen.setdefault(row["digest"], (split, row["name"]))
+        earlier = seen[row["digest"]]
+        (check.copies if earlier.split == split else check.shared).append(f"{row['name']} ({earlier.name})")
+    seen.setdefault(row["digest"], _Seen(split, row["name"], row["look"]))
+    channels = row["channels"]
+    check.pixels[f"{row['bits']}-bit {_CHANNELS.get(channels, f'{channels} channels')}"] += 1
     check.num_without_keypoints += not row["has_keypoints"]
     short, long = sorted((row["height"], row["width"]))
     check.short_sides.append(short)
     check.long_sides.append(long)
     check.num_bytes.append(row["num_bytes"])
+
+
+def _add_near_copies(check: DatasetCheck, pictures: list[_Seen]) -> None:
+    looks = {number: picture.look for number, picture in enumerate(pictures) if picture.look is not None}
+    places = list(looks)
+    for place, earlier_place in near_copies(list(looks.values())).items():
+        later, earlier = pictures[places[place]], pictures[places[earlier_place]]
+        found = check.near_copies if earlier.split == later.split else check.near_shared
+        found.append(f"{later.name} ({earlier.name})")
 
 
 def _add_densities(check: DatasetCheck, rows: datasets.Dataset, image_column: str, column: str) -> None:
@@ -255,6 +216,10 @@ def _groups(groups: dict[str, list[str]]) -> list[str]:
 
 def _range(values: list[Any]) -> str:
     return f"{min(values):,.0f} to {max(values):,.0f} (median {statistics.median(values):,.0f})"
+
+
+def _summary(values: list[int]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)} if values else {}
 
 
 def files_not_read(folder: Path, images: datasets.DatasetDict, image_column: str) -> Counter[str]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import statistics
 import time
 from collections.abc import Callable
 
@@ -54,14 +55,25 @@ def seconds_per_image(
     with torch.random.fork_rng(devices=[]):
         pixels = torch.randn(_NUM_IMAGES, config.num_channels, *image_sides(config))
         mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
-        for _ in range(2):  # the first step is slower, and does not count
-            start = clock()
+
+        def step() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss = model(pixel_values=pixels, bool_masked_pos=mask).loss
             loss.backward()
             model.zero_grad()
-            seconds = clock() - start
-    return seconds / _NUM_IMAGES
+
+        return time_steps(step, 1, clock) / _NUM_IMAGES
+
+
+def time_steps(step: Callable[[], object], count: int, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the median of the seconds that a step takes, of so many; one more, the first, is slower and left out."""
+    step()
+    seconds = []
+    for _ in range(count):
+        start = clock()
+        step()
+        seconds.append(clock() - start)
+    return statistics.median(seconds)
 
 
 def in_words(seconds: float) -> str:

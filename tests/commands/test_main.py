@@ -10,6 +10,7 @@ import yaml
 
 from modeling_kamim import __version__
 from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
+from modeling_kamim.commands.check import CHECK_ARGUMENTS
 from modeling_kamim.commands.configs import config_file, packaged
 from modeling_kamim.commands.configs import main as configs_main
 from modeling_kamim.commands.main import COMMANDS, dispatch, usage
@@ -56,7 +57,9 @@ def test_typing_mistakes_are_told_with_the_nearest_name(monkeypatch, words, mess
         kamim(monkeypatch, *words)
 
 
-@pytest.mark.parametrize("kinds", [PRETRAINING_ARGUMENTS, CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS])
+@pytest.mark.parametrize(
+    "kinds", [PRETRAINING_ARGUMENTS, CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, CHECK_ARGUMENTS]
+)
 def test_every_option_is_known_by_its_spelling(monkeypatch, capsys, kinds):
     monkeypatch.setattr(sys, "argv", ["kamim pretrain"])
     with pytest.raises(SystemExit):

@@ -1,18 +1,23 @@
 """The check of a data set before training: what it finds, what it prints, how it exits."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import datasets
 import numpy as np
 import pytest
 from awkward_images import LONG_NAME, photograph, write_bad_images, write_good_images
+from PIL import Image
 
 from modeling_kamim.commands import check as script
 from modeling_kamim.data.check import check_dataset
+from modeling_kamim.data.decoding import open_image
+from modeling_kamim.data.inspection import channels_and_bits
 from modeling_kamim.data.loading import keep_encoded, load_images
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.errors import InputError, printable
@@ -57,6 +62,14 @@ def test_good_images_and_what_is_unusual_in_them(tmp_path):
         "turned by EXIF": {"rotated.jpg"},
         "tiny (a side below 32 px)": {"one_pixel.png", "strip.png"},
         "strip (one side over 8 times the other)": {"strip.png"},
+        "of one color (deviation below 2 gray levels)": {"one_pixel.png"},
+    }
+    assert check.pixels == {
+        "8-bit RGB": len(good) - 4,
+        "8-bit gray": 1,
+        "8-bit gray with transparency": 1,
+        "8-bit 4 channels": 1,
+        "16-bit gray": 1,
     }
     assert (min(check.short_sides), max(check.long_sides)) == (1, 5000)
     assert len(check.num_bytes) == len(check.short_sides) == len(good)
@@ -100,6 +113,45 @@ def test_copies_within_and_between_splits(tmp_path):
     assert check.num_images == {"train": 3, "test": 2}
     assert len(check.copies) == 1 and re.fullmatch(r".*b\.png \(.*a\.png\)", check.copies[0])
     assert len(check.shared) == 1 and re.fullmatch(r".*d\.png \(.*c\.png\)", check.shared[0])
+
+
+def test_pictures_that_were_encoded_or_resized_again(tmp_path):
+    for folder in ("train", "test"):
+        make(tmp_path / "images" / folder)
+    photograph(1, 160, 208).save(tmp_path / "images" / "train" / "a.png")
+    photograph(2, 160, 208).save(tmp_path / "images" / "train" / "b.png")
+    photograph(1, 160, 208).resize((104, 80)).save(tmp_path / "images" / "train" / "c.png")
+    photograph(2, 160, 208).save(tmp_path / "images" / "test" / "d.jpg", quality=60)
+    check = check_dataset(loaded(tmp_path / "images"), "image")
+    assert not check.copies and not check.shared
+    assert len(check.near_copies) == 1 and re.fullmatch(r".*c\.png \(.*a\.png\)", check.near_copies[0])
+    assert len(check.near_shared) == 1 and re.fullmatch(r".*d\.jpg \(.*b\.png\)", check.near_shared[0])
+    assert "1  look like an image of another split" in check.report()
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "stored"),
+    [
+        ("bits.png", Image.new("1", (40, 40)), (1, 1)),
+        ("gray.png", Image.new("L", (40, 40)), (1, 8)),
+        ("palette.png", Image.new("P", (40, 40)), (3, 8)),
+        ("rgba.png", Image.new("RGBA", (40, 40)), (4, 8)),
+        ("deep.png", Image.new("I;16", (40, 40)), (1, 16)),
+        ("deep.tif", Image.new("I;16", (40, 40)), (1, 16)),
+        ("floats.tif", Image.new("F", (40, 40)), (1, 32)),
+    ],
+)
+def test_channels_and_bits_are_those_of_the_file(tmp_path, name, image, stored):
+    image.save(tmp_path / name)
+    with open_image(tmp_path / name) as opened:
+        assert channels_and_bits(opened) == stored
+
+
+def test_colors_of_16_bits(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 2**16, (40, 40, 3), dtype=np.uint16)
+    assert cv2.imwrite(str(make(tmp_path / "images") / "deep.png"), pixels)
+    check = check_dataset(loaded(tmp_path / "images"), "image")
+    assert check.pixels == {"16-bit RGB": 1} and "Pixels: 16-bit RGB 1." in check.report()
 
 
 def test_files_that_are_not_read_are_counted(monkeypatch, tmp_path, capsys):
@@ -158,6 +210,10 @@ def test_parquet_is_checked_too(monkeypatch, tmp_path, capsys):
         (("./nowhere",), "nowhere"),
         ((".", "--num_proc", "0"), "num_proc is 0"),
         ((".", "--output", "."), "output is ., a folder"),
+        ((".", "--json", "."), "json is ., a folder"),
+        ((".", "--model_size", "vast"), "model_size is 'vast'"),
+        ((".", "--precision", "fp16", "--use_cpu", "--model_size", "tiny"), "fp16, which needs a GPU"),
+        ((".", "--temperature", "0"), "temperature is 0"),
         ((".", "--outptu", "x"), "did you mean 'output'"),
     ],
 )
@@ -174,6 +230,24 @@ def test_the_process_exits_with_1_for_bad_images(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "1 cannot be decoded" in done.stdout and "Checking train" in done.stderr
+
+
+def test_a_model_is_tried_and_everything_is_written_as_json(monkeypatch, tmp_path, capsys):
+    write_good_images(tmp_path / "images")
+    assert run(monkeypatch, tmp_path / "images", "--weighting", "none") == 0
+    text = capsys.readouterr().out
+    assert f"kamim check {tmp_path / 'images'} --model_size base" in text and "Keypoint weights" not in text
+
+    model = ["--model_size", "tiny", "--image_size", "32", "--config_overrides", "num_hidden_layers=1", "--use_cpu"]
+    batches = ["--per_device_train_batch_size", "2", "--num_train_epochs", "3"]
+    assert run(monkeypatch, tmp_path / "images", *model, *batches, "--json", tmp_path / "facts" / "check.json") == 0
+    text = capsys.readouterr().out
+    facts = json.loads((tmp_path / "facts" / "check.json").read_text())
+    assert facts["images"]["num_images"] == {"train": 17} and facts["images"]["pixels"]["16-bit gray"] == 1
+    assert facts["images"]["long_sides"]["max"] == 5000 and facts["images"]["pixel_range"]
+    assert facts["weights"]["image_size"] == 32 and "Advice: " in text
+    assert facts["estimate"]["epochs"] == 3 and facts["estimate"]["batch_size"] == 2
+    assert f"{facts['estimate']['images_per_second']:,.1f} images/s" in text and "3 epoch(s) of 17 images" in text
 
 
 def test_stored_densities_are_checked_too(tmp_path):

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import DatasetCard
-from modeling_kamim.commands.tables import EMBEDDING_ARGUMENTS
 from PIL import Image
 from tiny_models import tiny_config
 from transformers import (
@@ -28,6 +27,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from modeling_kamim.api.groups import EMBEDDING_ARGUMENTS
 from modeling_kamim.commands import embed as script
 from modeling_kamim.commands.parser import parse
 from modeling_kamim.commands.spelling import known_options
