@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .api.functions import embed as embed
     from .api.functions import evaluate as evaluate
     from .api.functions import pretrain as pretrain
+    from .data.photographs import load_photographs as load_photographs
     from .models.classifier import KamimViTClassifierConfig as KamimViTClassifierConfig
     from .models.classifier import KamimViTForImageClassification as KamimViTForImageClassification
     from .models.masked_image_modeling import KamimForMaskedImageModeling as KamimForMaskedImageModeling
@@ -34,7 +36,9 @@ _MODULES = {
     "block_mask": "objective.masking",
     "build_config": "models.sizes",
     "cell_density": "objective.density",
+    "embed": "api.functions",
     "evaluate": "api.functions",
+    "load_photographs": "data.photographs",
     "keypoint_weights": "objective.weighting",
     "masked_loss": "objective.losses",
     "pretrain": "api.functions",

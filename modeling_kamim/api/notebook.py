@@ -4,10 +4,16 @@ import base64
 import html
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+from datasets import ClassLabel
+
+from ..errors import InputError
+from ..evaluation.embedding import Embeddings
 from ..evaluation.results import result_rows, summarize_seeds
 
 
@@ -103,3 +109,67 @@ def _reconstruction(row: dict[str, Any]) -> str:
     psnr, ssim, filled = (row[name]["mean"] for name in ("masked_psnr", "masked_ssim", "baseline_psnr"))
     name = row["provenance"]["checkpoint"]
     return f"{name}: PSNR {psnr:.2f} dB, SSIM {ssim:.3f} of masked pixels (a plain fill: {filled:.2f} dB)"
+
+
+@dataclass(frozen=True, repr=False)
+class EmbeddedImages:
+    """Features of images.
+
+    Args:
+        features: `(num_images, dimension)`, or `(num_images, patches, dimension)` of all patches, float32; of all
+            layers a dictionary of such arrays, "block_1" to "final".
+        ids: names of the images: their paths in the folder, their ids in the data set, or "SPLIT/NUMBER".
+        labels: names of their classes; None where there are none.
+        bad_images: a line for each image that could not be decoded and is left out.
+    """
+
+    features: np.ndarray | dict[str, np.ndarray]
+    ids: list[str]
+    labels: list[Any] | None
+    bad_images: list[str]
+
+    @classmethod
+    def join(cls, parts: Sequence[Embeddings], classes: Any = None) -> "EmbeddedImages":
+        """Return the features of several splits, one after the other.
+
+        Args:
+            classes: feature of the labels; a `ClassLabel` gives their names.
+        """
+        features: Any = {name: np.concatenate([part.features[name] for part in parts]) for name in parts[0].features}
+        labels = None if parts[0].labels is None else [label for part in parts for label in part.labels or ()]
+        if labels is not None and isinstance(classes, ClassLabel):
+            labels = [None if label in (None, -1) else classes.int2str(label) for label in labels]
+        return cls(
+            features["features"] if list(features) == ["features"] else features,
+            [name for part in parts for name in part.ids],
+            labels,
+            [line for part in parts for line in part.bad_images],
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def nearest(self, query: int | np.ndarray, count: int = 5) -> list[tuple[int, float]]:
+        """Return the nearest images, the nearest first: their numbers, and their cosine similarities, in [-1, 1].
+
+        Args:
+            query: number of an image, which is not among the result, or its features, `(dimension,)`.
+            count: how many, at most.
+
+        Raises:
+            InputError: unless there is one feature for each image.
+        """
+        if isinstance(self.features, dict) or self.features.ndim != 2:
+            raise InputError('neighbors need one feature for each image: one layer, and pooling "mean" or "cls"')
+        directions = self.features / np.linalg.norm(self.features, axis=1, keepdims=True).clip(1e-12)
+        is_number = isinstance(query, int | np.integer)
+        target = directions[query] if is_number else query / max(float(np.linalg.norm(query)), 1e-12)
+        similarities = directions @ target
+        order = [int(place) for place in np.argsort(-similarities, kind="stable") if not is_number or place != query]
+        return [(place, float(similarities[place])) for place in order[:count]]
+
+    def __repr__(self) -> str:
+        parts = self.features if isinstance(self.features, dict) else {"features": self.features}
+        shapes = ", ".join(f"{name} {part.shape}" for name, part in parts.items())
+        named = "no labels" if self.labels is None else f"{len(set(self.labels))} classes"
+        return f"EmbeddedImages: {len(self):,} images, {named}; {shapes}"

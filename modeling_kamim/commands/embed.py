@@ -17,11 +17,10 @@ import cv2
 import datasets
 from accelerate import PartialState
 
+from ..api.encoding import choose_ids, choose_labels, scale_pixels
 from ..api.groups import EMBEDDING_ARGUMENTS
-from ..data.attach_density import choose_pixel_range
 from ..data.bad_images import list_bad_images
-from ..data.loading import SourceArguments, find_label_column, load_source
-from ..data.row_ids import RowIds
+from ..data.loading import SourceArguments, load_source
 from ..errors import InputError
 from ..evaluation.embedding import Embedder, load_embedder
 from ..evaluation.embedding_shards import PUBLISHED, EmbeddingArguments, EmbeddingWriter, embed_dataset, num_workers
@@ -50,10 +49,9 @@ def main() -> None:
     embedder = load_encoder(source, args, state)
     with state.local_main_process_first():
         images, image_column = load_source(source)
-        first = images["train"] if "train" in images else next(iter(images.values()))
-        embedder.pixel_range = choose_pixel_range(first, image_column, embedder.pixel_range, source.num_proc)
-    label_column = choose_labels(first, args.label_column)
-    ids = {split: RowIds.choose(split, rows, image_column, folder_of(source)) for split, rows in images.items()}
+        scale_pixels(embedder, images, image_column, source.num_proc)
+    label_column = choose_labels(images, args.label_column)
+    ids = choose_ids(images, image_column, source.dataset_name)
     writer = EmbeddingWriter(image_column, label_column, ids, args.dtype, args.bad_images == "skip")
     datasets.disable_progress_bars()  # one bar for everything
     bad_images = embed_dataset(images, writer, embedder, args, source.dataset_name, state, hub.license)
@@ -73,23 +71,6 @@ def load_encoder(source: SourceArguments, args: EmbeddingArguments, state: Parti
     workers = num_workers(state.device, processes, source.num_proc)
     with state.local_main_process_first():  # one process downloads
         return load_embedder(**args.encoder(), device=state.device, num_workers=workers)
-
-
-def choose_labels(rows: datasets.Dataset, label_column: str | None) -> str | None:
-    """Return the column of the classes; None, with a line in the log, where there is none and none was named."""
-    try:
-        return find_label_column(rows, label_column)
-    except InputError:
-        if label_column is not None:
-            raise
-        logger.info("No labels are written: none were found among the columns (%s)", ", ".join(rows.column_names))
-        return None
-
-
-def folder_of(source: SourceArguments) -> str | None:
-    """Return the folder of a local data set."""
-    path = Path(source.dataset_name).expanduser()
-    return str(path) if path.is_dir() else None
 
 
 if __name__ == "__main__":

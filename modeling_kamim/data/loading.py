@@ -290,9 +290,20 @@ def load_source(source: SourceArguments) -> tuple[datasets.DatasetDict, str]:
     Raises:
         InputError: if nothing can be loaded, or there are no images in it.
     """
-    splits = load_images(source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files)
-    column = find_image_column(next(iter(splits.values())), source.image_column)
-    return datasets.DatasetDict({name: keep_encoded(rows, column) for name, rows in splits.items()}), column
+    images = load_images(source.dataset_name, source.dataset_config_name, source.image_column, source.trust_data_files)
+    return keep_splits_encoded(images, source.image_column)
+
+
+def keep_splits_encoded(
+    images: datasets.DatasetDict, image_column: str | None = None
+) -> tuple[datasets.DatasetDict, str]:
+    """Return all splits, with their images as bytes or paths, and the column of the images.
+
+    Raises:
+        InputError: if it cannot be told where the images are.
+    """
+    column = find_image_column(next(iter(images.values())), image_column)
+    return datasets.DatasetDict({split: keep_encoded(rows, column) for split, rows in images.items()}), column
 
 
 def encode_labels(

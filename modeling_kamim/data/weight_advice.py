@@ -122,8 +122,8 @@ class WeightAdvice:
     def report(self) -> str:
         """Return a table and a line of advice."""
         lines = [
-            f"Keypoint weights of {self.num_images:,} images in random crops of {size_in_words(self.image_size)} px, cells of "
-            f"{self.given.weight_patch_size} px, T {self.given.temperature:g}:",
+            f"Keypoint weights of {self.num_images:,} images in random crops of {size_in_words(self.image_size)} px, "
+            f"cells of {self.given.weight_patch_size} px, T {self.given.temperature:g}:",
             f"  {'detector':20}{'no keypoints':>13}{'cells with':>12}{'W mean':>9}{'W 95%':>9}{'effective':>11}"
             f"{'at top':>9}",
         ]

@@ -1,8 +1,8 @@
 """Embed images: the features of any encoder, of one layer or of each, as one would compute them by hand."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import datasets
 import numpy as np
@@ -17,7 +17,7 @@ from ..data.loading import keep_encoded
 from ..data.row_ids import RowIds
 from ..data.samples import SampleDataset
 from ..errors import InputError, first_line, is_out_of_memory
-from ..limits import check_choice, check_range
+from ..limits import check_choice, check_range, check_ranges
 from ..models.backbone import Backbone, load_backbone
 from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, pixel_range_of
@@ -27,6 +27,52 @@ from .features import check_finite_features
 
 FINAL, ALL = "final", "all"  # layers: the output of the encoder, and every one
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class EncoderArguments:
+    """Which encoder, and which of its features."""
+
+    _argument_group_name = "embedding"
+
+    model_name_or_path: str = field(
+        metadata={"help": "Encoder: directory or Hub id of any checkpoint of transformers or timm that reads images."}
+    )
+    layer: str = field(
+        default=FINAL,
+        metadata={
+            "help": f"Block whose output is read, from 1 (of Swin and convolutional networks: a stage); {FINAL}, the "
+            f"output of the encoder, for which the last block stands, too; or {ALL}: a column for each block."
+        },
+    )
+    pooling: Literal["mean", "cls", "patches"] = field(
+        default="mean", metadata={"help": "Mean of the patch tokens, the CLS token, or every patch token."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
+    batch_size: int = field(default=64, metadata={"help": "Images that the encoder sees at once, in each process."})
+    precision: Literal["fp32", "auto", "bf16", "fp16"] = field(
+        default="fp32",
+        metadata={"help": "fp32 gives the numbers of AutoModel; auto is the fastest that the device computes in."},
+    )
+    bad_images: Literal["raise", "skip"] = field(
+        default="raise",
+        metadata={"help": "An image that cannot be decoded: stop and name it (raise), or leave it out (skip)."},
+    )
+    use_cpu: bool = field(default=False, metadata={"help": "Do not look for an accelerator."})
+
+    def __post_init__(self):
+        check_ranges(self)
+        self.layer = str(check_layer(self.layer))
+
+    def encoder(self) -> dict[str, Any]:
+        """Return the arguments of `load_embedder` that these are, without the device."""
+        return {
+            "name_or_path": self.model_name_or_path,
+            "layer": self.layer,
+            "pooling": self.pooling,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+        }
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,8 @@ from ..data.shards import (
 from ..errors import InputError
 from ..files import json_values
 from ..hub.cards import ask_about_card, embeddings_card
-from ..limits import check_ranges
 from ..privacy import public_name
-from .embedding import ALL, FINAL, Embedder, FeatureBatch, check_layer, load_embedder
+from .embedding import Embedder, EncoderArguments, FeatureBatch, load_embedder
 from .results import hub_commit, weights_sha256
 
 SETTINGS_FILE = "embedding.json"
@@ -43,42 +42,16 @@ _MOST_WORKERS = 8
 
 
 @dataclass
-class EmbeddingArguments:
-    """Which encoder, and which of its features."""
+class EmbeddingArguments(EncoderArguments):
+    """Which encoder, which of its features, and where they go."""
 
-    _argument_group_name = "embedding"
-
-    model_name_or_path: str = field(
-        metadata={"help": "Encoder: directory or Hub id of any checkpoint of transformers or timm that reads images."}
-    )
-    output_dir: str = field(metadata={"help": "Folder of the features."})
-    layer: str = field(
-        default=FINAL,
-        metadata={
-            "help": f"Block whose output is read, from 1 (of Swin and convolutional networks: a stage); {FINAL}, the "
-            f"output of the encoder, for which the last block stands, too; or {ALL}: a column for each block."
-        },
-    )
-    pooling: Literal["mean", "cls", "patches"] = field(
-        default="mean", metadata={"help": "Mean of the patch tokens, the CLS token, or every patch token."}
-    )
-    label_column: str | None = field(default=None, metadata={"help": "Column of the classes; found where not given."})
-    batch_size: int = field(default=64, metadata={"help": "Images that the encoder sees at once, in each process."})
-    precision: Literal["fp32", "auto", "bf16", "fp16"] = field(
-        default="fp32",
-        metadata={"help": "fp32 gives the numbers of AutoModel; auto is the fastest that the device computes in."},
-    )
+    output_dir: str = field(kw_only=True, metadata={"help": "Folder of the features."})
     dtype: Literal["float32", "float16"] = field(default="float32", metadata={"help": "Of the features in the files."})
-    bad_images: Literal["raise", "skip"] = field(
-        default="raise",
-        metadata={"help": "An image that cannot be decoded: stop and name it (raise), or leave it out (skip)."},
-    )
     rows_per_shard: int = field(default=4096, metadata={"help": "Images in a Parquet file."})
     engine: Literal["local", "ray"] = field(
         default="local",
         metadata={"help": "The processes that a launcher started, or Ray Data on the cluster that RAY_ADDRESS names."},
     )
-    use_cpu: bool = field(default=False, metadata={"help": "Do not look for an accelerator."})
     push_to_hub: bool = field(default=False, metadata={"help": "Publish the features as --repo."})
     repo: str | None = field(default=None, metadata={"help": "Repository on the Hub: user/name, or name for your own."})
 
@@ -86,18 +59,7 @@ class EmbeddingArguments:
         files.check_output_dir(self.output_dir)
         if self.push_to_hub and self.repo is None:
             raise InputError("--push_to_hub needs --repo user/name")
-        check_ranges(self)
-        self.layer = str(check_layer(self.layer))
-
-    def encoder(self) -> dict[str, Any]:
-        """Return the arguments of `load_embedder` that these are, without the device."""
-        return {
-            "name_or_path": self.model_name_or_path,
-            "layer": self.layer,
-            "pooling": self.pooling,
-            "precision": self.precision,
-            "batch_size": self.batch_size,
-        }
+        super().__post_init__()
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 from runs import log_of
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoImageProcessor, AutoModel
 
 import modeling_kamim
+from modeling_kamim.commands import embed as embed_command
 from modeling_kamim.commands import evaluate as evaluate_command
 from modeling_kamim.commands import pretrain as pretrain_command
 from modeling_kamim.errors import InputError
@@ -204,3 +205,39 @@ def test_a_model_is_a_name_or_a_checkpoint(tmp_path):
         modeling_kamim.pretrain(None, "vit-smal", tmp_path / "run")
     with pytest.raises(InputError, match="facebook/none"):
         modeling_kamim.pretrain(None, "facebook/none", tmp_path / "run")
+
+
+def test_embed_is_the_command_and_automodel(monkeypatch, tmp_path, folder):
+    checkpoint = modeling_kamim.pretrain(folder, "vit-tiny", tmp_path / "mim", **SMALL)
+    found = modeling_kamim.embed(checkpoint, folder, use_cpu=True)
+    settings = {"model_name_or_path": checkpoint, "dataset_name": folder, "use_cpu": True}
+    call(embed_command, monkeypatch, output_dir=tmp_path / "features", **settings)
+
+    written = datasets.load_dataset(str(tmp_path / "features"))
+    both = datasets.concatenate_datasets([written["train"], written["validation"]])
+    np.testing.assert_allclose(found.features, np.array(both["features"]), atol=1e-6)
+    assert found.ids == both["id"][:]
+    assert found.labels == ["cat" if "/cat/" in name else "dog" for name in found.ids]
+
+    pixels = [Image.open(folder / name).resize((32, 32), Image.Resampling.NEAREST) for name in found.ids]
+    same_size = modeling_kamim.embed(checkpoint, pixels, use_cpu=True)
+    processor, model = AutoImageProcessor.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
+    with torch.no_grad():
+        tokens = model(**processor(pixels, return_tensors="pt")).last_hidden_state
+    np.testing.assert_allclose(same_size.features, tokens[:, 1:].mean(1).numpy(), atol=1e-5)
+    every = modeling_kamim.embed(checkpoint, pixels, layer="all", pooling="patches", use_cpu=True)
+    np.testing.assert_allclose(every.features["final"], tokens[:, 1:].numpy(), atol=1e-5)
+    assert every.labels is None
+    assert "32 images" in repr(found)
+
+
+def test_the_nearest_image_of_a_copy_is_its_original(tmp_path, folder):
+    checkpoint = modeling_kamim.pretrain(folder, "vit-tiny", tmp_path / "mim", **SMALL)
+    pictures = [Image.open(file).convert("RGB") for file in sorted(folder.rglob("*.png"))]
+    found = modeling_kamim.embed(checkpoint, [*pictures, pictures[3]], use_cpu=True)
+    (place, similarity), *others = found.nearest(len(pictures), count=4)
+    assert (place, len(others)) == (3, 3)
+    assert similarity == pytest.approx(1.0, abs=1e-5)
+    assert found.nearest(found.features[3], count=1)[0][0] in (3, len(pictures))
+    with pytest.raises(InputError, match="one feature for each image"):
+        modeling_kamim.embed(checkpoint, pictures[:2], layer="all", use_cpu=True).nearest(0)
