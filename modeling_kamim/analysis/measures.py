@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..objective.density import cell_density
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KeypointDetector, keypoint_image
 from ..objective.masking import block_mask
 from ..objective.weighting import keypoint_weights
 from .attention import attention_distance, attention_entropy, normalized_mutual_information, uniform_attention_distance
@@ -234,20 +234,21 @@ class KeypointSettings:
         self.detector = KeypointDetector(
             trained.get("keypoint_detector", "fast"), trained.get("keypoint_footprint", "circle"), parameters
         )
+        self.channel: int | None = trained.get("keypoint_channel")
         self.cell_size: int = trained.get("weight_patch_size", 8)
         self.temperature: float = trained.get("temperature", 0.25)
         self.mask_patch_size: int = any_kamim.get("mask_patch_size", 32)
         self.mask_ratio: float = any_kamim.get("mask_ratio", 0.6)
 
     def weights(self, views: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return keypoint weights `(batch_size, cells, cells)`, float32, >= 1, of RGB uint8 images at a model's size.
+        """Return keypoint weights `(batch_size, cells, cells)`, float32, >= 1, of images at a model's size.
 
         Raises:
             AnalysisRefused: if the cells do not divide the images.
         """
         if views[0].shape[0] % self.cell_size:
             raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {views[0].shape[0]} px")
-        densities = [cell_density(self.detector(view), self.cell_size) for view in views]
+        densities = [cell_density(self.detector(keypoint_image(view, self.channel)), self.cell_size) for view in views]
         return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
 
     def describe(self) -> str:
@@ -295,7 +296,7 @@ class Reconstructor:
     def __call__(
         self, images: Sequence[np.ndarray], indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return pixels and reconstruction `(batch_size, 3, size, size)`, normalized, and the mask, on the CPU."""
+        """Return pixels and reconstruction `(batch_size, channels, size, size)`, normalized, and the mask (CPU)."""
         pixels, mask = self.encoder.pixels(images), self.mask(indices)
         bool_masked_pos = mask.flatten(1).to(pixels.device)
         output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)
@@ -314,7 +315,7 @@ class LossShareMeasure:
         """Add a batch.
 
         Args:
-            images: RGB uint8.
+            images: values 0 to 255.
             first: number of the first of them.
 
         Raises:
