@@ -42,6 +42,10 @@ RANGES: dict[str, Range] = {
     # model and objective
     "image_size": _COUNT,
     "patch_size": _COUNT,
+    "num_channels": Range("from 1 to 511: OpenCV resizes no more channels", lambda n: 1 <= n <= 511),
+    "keypoint_channel": Range("at least 0: channels are counted from 0", lambda n: n >= 0),
+    "image_mean": Range("a finite number, in units of [0, 1]", math.isfinite),
+    "image_std": Range("a finite number above 0, in units of [0, 1]", lambda x: 0 < x < math.inf),
     "mask_patch_size": _COUNT,
     "weight_patch_size": _COUNT,
     "mask_ratio": _SHARE,

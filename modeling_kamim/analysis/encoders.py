@@ -15,7 +15,7 @@ from ..data.samples import channels_first
 from ..data.views import View
 from ..errors import InputError, first_line
 from ..limits import ImageSize, height_and_width, size_in_words
-from ..models.backbone import load_backbone, prefix_length, random_model, with_all_patches
+from ..models.backbone import input_channels, load_backbone, prefix_length, random_model, with_all_patches
 from ..models.loading import load_pretrained_model, quiet_loading
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.pixel_range import PixelRange
@@ -116,6 +116,11 @@ class Encoder:
         return self.model.config
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the images that it takes."""
+        return input_channels(self.config)
+
+    @property
     def architecture(self) -> str:
         """Equal for encoders that differ in nothing but their weights."""
         config = {key: value for key, value in self.config.to_dict().items() if key not in _NOT_ARCHITECTURE}
@@ -127,11 +132,11 @@ class Encoder:
         return hasattr(self.config, "window_size") and hasattr(self.config, "depths")
 
     def view(self, image: np.ndarray) -> np.ndarray:
-        """Return an RGB image `(height, width, 3)`, uint8, at the encoder's size, resized as in evaluation."""
+        """Return an image `(height, width, channels)` at the encoder's size, resized as in evaluation."""
         return View.whole(*image.shape[:2]).of_image(image, self.image_size)
 
     def pixels(self, images: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return normalized pixels `(batch_size, 3, height, width)`, float32, on the device."""
+        """Return normalized pixels `(batch_size, channels, height, width)`, float32, on the device."""
         batch = torch.stack([channels_first(self.view(image)) for image in images]).to(self.device).float() / 255
         mean, std = (torch.tensor(part, device=self.device).view(1, -1, 1, 1) for part in (self.mean, self.std))
         return (batch - mean) / std
@@ -141,7 +146,7 @@ class Encoder:
         """Run the encoder.
 
         Args:
-            images: `(height, width, 3)` RGB uint8 each, of any size.
+            images: `(height, width, channels)` each, values 0 to 255, of any size.
             attention: give attention maps and the tokens around self-attention too.
         """
         pixels = self.pixels(images)
@@ -253,7 +258,13 @@ def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
         InputError: if it cannot be loaded.
     """
     backbone = load_backbone(checkpoint, "vit", "base", None, "mean")
-    processor = image_processor(backbone.image_size, checkpoint)
+    num_channels = input_channels(backbone.model.config)
+    processor = image_processor(backbone.image_size, checkpoint, num_channels)
+    if processor.image_mean is None:
+        raise InputError(
+            f"the image processor of {checkpoint} has no mean and std of {num_channels} channel(s); write image_mean "
+            "and image_std into its preprocessor_config.json"
+        )
     return Encoder(
         name,
         backbone.model,
@@ -264,6 +275,18 @@ def load_encoder(name: str, checkpoint: str, device: torch.device) -> Encoder:
         checkpoint,
         pixel_range_of(processor),
     )
+
+
+def shared_channels(encoders: Sequence[Encoder]) -> int:
+    """Return the channels that all encoders take.
+
+    Raises:
+        InputError: if they differ.
+    """
+    channels = sorted({encoder.num_channels for encoder in encoders})
+    if len(channels) > 1:
+        raise InputError(f"the models take {channels} channels; analyze models of the same channels together")
+    return channels[0]
 
 
 def random_encoder(name: str, like: Encoder, seed: int) -> Encoder:

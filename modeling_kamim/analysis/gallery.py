@@ -30,6 +30,7 @@ class AnalysisImages:
         classes: of each image, or None.
         split: that they were drawn from.
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+        num_channels: that the models take.
     """
 
     rows: datasets.Dataset
@@ -37,13 +38,14 @@ class AnalysisImages:
     classes: list[str] | None
     split: str
     pixel_range: PixelRange | None = None
+    num_channels: int = 3
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Return an image `(height, width, 3)`, RGB uint8."""
-        return decode_image(self.rows[index][self.column], f"image {index}", self.pixel_range)
+        """Return an image `(height, width, num_channels)`, uint8, or float32 in [0, 255] with a pixel range."""
+        return decode_image(self.rows[index][self.column], f"image {index}", self.pixel_range, self.num_channels)
 
     def take(self, indices: Sequence[int]) -> list[np.ndarray]:
         """Return several images."""
@@ -87,13 +89,14 @@ class AnalysisImages:
 
 
 def load_analysis_images(
-    args: AnalysisArguments, saved_ranges: Sequence[PixelRange] = ()
+    args: AnalysisArguments, saved_ranges: Sequence[PixelRange] = (), num_channels: int = 3
 ) -> tuple[AnalysisImages, list[str]]:
     """Draw the images that the command line asks for.
 
     Args:
         saved_ranges: by which the models' images of more than 8 bits were scaled; all models see the images by the
             first.
+        num_channels: that the models take.
 
     Returns:
         The images, and a line for each that was left out because it cannot be decoded.
@@ -110,16 +113,18 @@ def load_analysis_images(
     if classes is not None and not _hides_labels(rows, classes):
         rows = encode_labels(rows, classes)
     rows = keep_encoded(draw(rows, args.num_images, args.seed), column)
-    pixel_range = choose_pixel_range(rows, column, saved_ranges[0] if saved_ranges else None)
+    pixel_range = choose_pixel_range(rows, column, saved_ranges[0] if saved_ranges else None, None, num_channels)
     if len(set(saved_ranges)) > 1:
         ranges = " and ".join(map(str, saved_ranges))
         logger.warning("The models scaled images of more than 8 bits by %s; here all of them see the first", ranges)
-    rows, bad = prepare_images(rows, column, skip_bad_images=args.bad_images == "skip")
+    skip = args.bad_images == "skip"
+    rows, bad = prepare_images(rows, column, skip_bad_images=skip, num_channels=num_channels)
     names = None
     if classes is not None and isinstance(rows.features[classes], datasets.ClassLabel):
         feature = rows.features[classes]
         names = ["unknown" if label in (None, -1) else feature.int2str(label) for label in rows[classes]]
-    return AnalysisImages(rows.select_columns([column]), column, names, str(rows.split or first), pixel_range), bad
+    rows, split = rows.select_columns([column]), str(rows.split or first)
+    return AnalysisImages(rows, column, names, split, pixel_range, num_channels), bad
 
 
 def _find_classes(rows: datasets.Dataset, column: str | None) -> str | None:

@@ -14,7 +14,7 @@ import torch
 
 from ..limits import height_and_width, size_in_words
 from ..objective.density import cell_density
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KeypointDetector, keypoint_image
 from ..objective.masking import block_mask
 from ..objective.weighting import keypoint_weights
 from .attention import attention_distance, attention_entropy, normalized_mutual_information, uniform_attention_distance
@@ -236,13 +236,14 @@ class KeypointSettings:
         self.detector = KeypointDetector(
             trained.get("keypoint_detector", "fast"), trained.get("keypoint_footprint", "circle"), parameters
         )
+        self.channel: int | None = trained.get("keypoint_channel")
         self.cell_size: int = trained.get("weight_patch_size", 8)
         self.temperature: float = trained.get("temperature", 0.25)
         self.mask_patch_size: int = any_kamim.get("mask_patch_size", 32)
         self.mask_ratio: float = any_kamim.get("mask_ratio", 0.6)
 
     def weights(self, views: Sequence[np.ndarray]) -> torch.Tensor:
-        """Return keypoint weights `(batch_size, rows, columns)`, float32, >= 1, of RGB uint8 images at a model's size.
+        """Return keypoint weights `(batch_size, rows, columns)`, float32, >= 1, of images at a model's size.
 
         Raises:
             AnalysisRefused: if the cells do not divide the images.
@@ -250,7 +251,7 @@ class KeypointSettings:
         sides = views[0].shape[:2]
         if any(side % self.cell_size for side in sides):
             raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {size_in_words(sides)} px")
-        densities = [cell_density(self.detector(view), self.cell_size) for view in views]
+        densities = [cell_density(self.detector(keypoint_image(view, self.channel)), self.cell_size) for view in views]
         return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
 
     def describe(self) -> str:
@@ -298,7 +299,7 @@ class Reconstructor:
     def __call__(
         self, images: Sequence[np.ndarray], indices: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return pixels and reconstruction `(batch_size, 3, height, width)`, normalized, and the mask, on the CPU."""
+        """Return pixels and reconstruction `(batch_size, channels, height, width)`, normalized, and the mask (CPU)."""
         pixels, mask = self.encoder.pixels(images), self.mask(indices)
         bool_masked_pos = mask.flatten(1).to(pixels.device)
         output = self.model(pixel_values=pixels, bool_masked_pos=bool_masked_pos)
@@ -317,7 +318,7 @@ class LossShareMeasure:
         """Add a batch.
 
         Args:
-            images: RGB uint8.
+            images: values 0 to 255.
             first: number of the first of them.
 
         Raises:

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..objective.density import cell_density
-from ..objective.keypoints import DETECTORS, KeypointDetector
-from ..training.figures import save_figure
+from ..objective.keypoints import DETECTORS, KeypointDetector, keypoint_image
+from ..training.figures import channels_note, save_figure, shown_in_rgb
 from . import findings, plots
 from .encoders import AnalysisRefused, Encoder
 from .findings import Section, write_csv
@@ -226,9 +226,12 @@ class AnalysisRun:
         maps = self._of_each(section, self.encoders, lambda e: query_maps(e, self.images, indices))
         if maps:
             shown = next(encoder for encoder in self.encoders if encoder.name == maps[0].model)
-            images = [shown.view(image) for image in self.images.take(indices)]
+            views = [shown.view(image) for image in self.images.take(indices)]
+            images = [shown_in_rgb(np.rint(view).astype(np.uint8)) for view in views]
             draw = partial(plots.attention_maps_figure, images, maps)
-            self._show(section, "attention_maps", _rows(maps, indices), draw, "attention of a marked token")
+            self._show(
+                section, "attention_maps", _rows(maps, indices), draw, f"attention of a marked token{self._note}"
+            )
             section.sentences += findings.attention_map_sentences(maps)
 
     def _reconstruction(self, section: Section) -> None:
@@ -238,7 +241,7 @@ class AnalysisRun:
         )
         if parts:
             draw = partial(plots.reconstructions_figure, parts)
-            self._show(section, "reconstruction", _rows(parts, indices), draw, "reconstructions")
+            self._show(section, "reconstruction", _rows(parts, indices), draw, f"reconstructions{self._note}")
             section.sentences += findings.reconstruction_sentences(parts, self.settings.describe())
 
     def _keypoints(self, section: Section) -> None:
@@ -261,13 +264,20 @@ class AnalysisRun:
         section.sentences += findings.keypoint_sentences(rows)
 
     def _typical_image(self) -> np.ndarray:
-        """Return, of the first images, the one with the median number of keypoints, at the first model's size."""
+        """Return, of the first images, the one with the median number of keypoints, at the first model's size.
+
+        It is as a detector sees it, `(size, size, 3)`, uint8.
+        """
         candidates = self.images.take(range(min(NUM_CANDIDATES, len(self.images))))
-        views = [self.encoders[0].view(image) for image in candidates]
+        views = [keypoint_image(self.encoders[0].view(image), self.settings.channel) for image in candidates]
         counts = [len(self.settings.detector.detect(view)) for view in views]
         return views[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
 
     # Files
+
+    @property
+    def _note(self) -> str:
+        return channels_note(self.images.num_channels)
 
     def _show(self, section: Section, name: str, rows: Sequence[Row], draw: Callable[[], Figure], caption: str) -> None:
         """Write a table and the picture of it; nothing without rows."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import datasets
 
-from ..data.attach_density import choose_pixel_range
 from ..data.loading import find_label_column
+from ..data.normalization import fit_processor
 from ..data.row_ids import RowIds
 from ..errors import InputError
 from ..evaluation.embedding import Embedder
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 def scale_pixels(
     embedder: Embedder, images: datasets.DatasetDict, image_column: str, num_proc: int | None = None
 ) -> None:
-    """Have an embedder scale images of more than 8 bits: as its checkpoint was trained, or by their own range."""
+    """Have an embedder scale and normalize images as its checkpoint was trained, or else as they themselves need it."""
     rows = _train_or_first(images)
-    embedder.pixel_range = choose_pixel_range(rows, image_column, embedder.pixel_range, num_proc)
+    embedder.pixel_range = fit_processor(embedder.processor, rows, image_column, embedder.num_channels, num_proc)
 
 
 def choose_labels(images: datasets.DatasetDict, label_column: str | None) -> str | None:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from transformers import ViTImageProcessor, set_seed
 
-from ..data.attach_density import choose_pixel_range, prepare_images
+from ..data.attach_density import prepare_images
 from ..data.augmentation import ClassificationTransform
 from ..data.keypoint_share import check_samples
 from ..data.loading import DataArguments, keep_encoded, load_labelled_images, subsample
+from ..data.normalization import fit_processor
 from ..data.samples import SampleDataset
 from ..data.streaming.stream import StreamingArguments
 from ..evaluation.online_probe import OnlineProbe
@@ -26,7 +27,7 @@ from ..evaluation.settings import OnlineProbeArguments
 from ..hub.cards import pretraining_card
 from ..models.families import family_of
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
-from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..models.processor import image_processor, pixel_range_of
 from ..models.sizes import image_size_of, patch_grid
 from ..models.warm_start import warm_start
 from ..privacy import public_dataset, public_name
@@ -50,6 +51,7 @@ CONFIG_KEYS = (
     "weight_patch_size",
     "keypoint_detector",
     "keypoint_detector_args",
+    "keypoint_channel",
     "keypoint_footprint",
     "keypoint_source",
     "mask_patch_size",
@@ -97,7 +99,13 @@ def _pretrain(
 
     dataset = public_dataset(data_args.dataset_name)
     model = build_model(kamim_args, dataset, training_args.attn_implementation)
-    processor = image_processor(kamim_args.image_size, checkpoint or kamim_args.model_name_or_path)
+    processor = image_processor(
+        kamim_args.image_size,
+        checkpoint or kamim_args.model_name_or_path,
+        kamim_args.num_channels,
+        kamim_args.image_mean,
+        kamim_args.image_std,
+    )
     page = CheckpointPage(settings, training_args, dataset)
     card = partial(pretraining_card, page.run, model.config)
     page.ask_hub(card())
@@ -143,12 +151,11 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
 def make_samples(
     source: Source, kamim_args: KamimArguments, patch_size: int, processor: ViTImageProcessor
 ) -> SampleDataset:
-    """Make the samples of a source, and return those for the picture; the processor gets the range of the pixels."""
+    """Make the samples of a source, and return those for the picture; the processor gets what is measured."""
     transform = kamim_args.transform(source.image_column, patch_size)
     with source.args.main_process_first(desc="measuring pixels"):
-        images, saved_range = source.known(transform.columns), pixel_range_of(processor)
-        pixel_range = choose_pixel_range(images, source.image_column, saved_range, source.data_args.num_proc)
-    keep_pixel_range(processor, pixel_range)
+        images, num_proc = source.known(transform.columns), source.data_args.num_proc
+        pixel_range = fit_processor(processor, images, source.image_column, kamim_args.num_channels, num_proc)
     transform = dataclasses.replace(transform, pixel_range=pixel_range)
     source.make_samples(transform)
     if kamim_args.weighting != "none" and source.args.process_index == 0:
@@ -186,13 +193,16 @@ def online_probe(
     seed, processor = trainer.args.seed, trainer.processing_class
     images = load_labelled_images(data_args, args.label_column, validation_fraction=0.1, seed=seed)
     columns, size = [images.image_column, images.label_column], image_size_of(trainer.model.config)
-    transform = ClassificationTransform(columns[0], columns[1], size, "none", pixel_range_of(processor))
+    num_channels = trainer.model.config.num_channels
+    transform = ClassificationTransform(columns[0], columns[1], size, "none", pixel_range_of(processor), num_channels)
 
     def samples(split: Dataset) -> SampleDataset:
         split = keep_encoded(subsample(split, args.probe_images, seed), images.image_column)
         with trainer.args.main_process_first(desc="preparing the probe's images"):
             skip = data_args.bad_images == "skip"
-            split, _ = prepare_images(split, images.image_column, None, skip, data_args.num_proc)
+            split, _ = prepare_images(
+                split, images.image_column, None, skip, data_args.num_proc, num_channels=num_channels
+            )
         return SampleDataset(split.select_columns(columns), transform, seed)
 
     return OnlineProbe(trainer, samples(images.train), samples(images.validation), images.classes.num_classes, steps)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from ..analysis.encoders import Encoder, load_encoder, random_encoder
+from ..analysis.encoders import Encoder, load_encoder, random_encoder, shared_channels
 from ..analysis.findings import write_report
 from ..analysis.gallery import AnalysisImages, load_analysis_images
 from ..analysis.options import RANDOM, AnalysisArguments
@@ -45,7 +45,8 @@ def main() -> None:
 
     device = choose_device(args.device)
     encoders, references = load_encoders(args, device)
-    images, bad = load_analysis_images(args, [encoder.pixel_range for encoder in encoders if encoder.pixel_range])
+    ranges = [encoder.pixel_range for encoder in encoders if encoder.pixel_range]
+    images, bad = load_analysis_images(args, ranges, shared_channels(encoders))
     list_bad_images(bad, Path(args.output_dir), should_save=True)
     logger.info("%s on %d images", ", ".join(encoder.name for encoder in encoders), len(images))
 

@@ -51,7 +51,8 @@ def main() -> None:
         args.densities(),
         args.quality,
         skip_bad_images=args.bad_images == "skip",
-        pixel_range=choose_pixel_range(train, image_column, num_proc=source.num_proc),
+        pixel_range=choose_pixel_range(train, image_column, None, source.num_proc, args.num_channels),
+        num_channels=args.num_channels,
     )
     datasets.disable_progress_bars()  # one bar for everything
     if publisher is not None:
@@ -70,7 +71,9 @@ def main() -> None:
     list_bad_images(bad_images, output_dir, should_save=True)
 
     logger.info("The prepared data set and its card are in %s", output_dir)
-    run_settings = changed(args, "image_size", "keypoint_footprint", "crop_min_scale")
+    run_settings = changed(
+        args, "image_size", "num_channels", "keypoint_footprint", "keypoint_channel", "crop_min_scale"
+    )
     if args.keypoint_detector[0] != "fast":
         run_settings["keypoint_detector"] = args.keypoint_detector[0]
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import cv2
@@ -9,10 +10,11 @@ import datasets
 import numpy as np
 
 from ..errors import InputError
-from ..models.pixel_range import EIGHT_BITS, PERCENTILES, PixelRange, fits_in_8_bits, sample_pixels
+from ..models.pixel_range import EIGHT_BITS, PixelRange, fits_in_8_bits, one_range, sample_pixels
 from .decoding import (
     DECODER_VERSION,
     BadImageError,
+    OtherChannelsError,
     bad_density,
     decode_image,
     is_deep_image,
@@ -31,18 +33,27 @@ Result = TypeVar("Result")
 
 
 def choose_pixel_range(
-    dataset: datasets.Dataset, image_column: str, saved: PixelRange | None = None, num_proc: int | None = None
+    dataset: datasets.Dataset,
+    image_column: str,
+    saved: PixelRange | None = None,
+    num_proc: int | None = None,
+    num_channels: int = 3,
 ) -> PixelRange | None:
     """Return the range that scales images of more than 8 bits: a checkpoint's, or else the data set's. Log it.
 
     Args:
         dataset: training rows with an `image_column` of `datasets.Image(decode=False)`.
         saved: range that a checkpoint was trained with.
+        num_channels: that the model takes.
 
     Returns:
         The range; None where no image is deep and nothing is saved.
+
+    Raises:
+        InputError: if the first image has other channels than the model takes.
     """
-    measured = measure_pixel_range(dataset, image_column, num_proc)
+    _check_first_image(dataset, image_column, num_channels)
+    measured = measure_pixel_range(dataset, image_column, num_proc, num_channels)
     if measured is None:
         return saved
     if saved is None:
@@ -58,15 +69,26 @@ def choose_pixel_range(
     return saved
 
 
-def measure_pixel_range(dataset: datasets.Dataset, image_column: str, num_proc: int | None = None) -> PixelRange | None:
+def _check_first_image(dataset: datasets.Dataset, image_column: str, num_channels: int) -> None:
+    try:
+        decode_image(dataset.select_columns([image_column])[0][image_column], "the first image", None, num_channels)
+    except OtherChannelsError as error:
+        raise InputError(error.finding) from None
+    except BadImageError:
+        pass  # later steps stop at it, or leave it out
+
+
+def measure_pixel_range(
+    dataset: datasets.Dataset, image_column: str, num_proc: int | None = None, num_channels: int = 3
+) -> PixelRange | None:
     """Measure the range of the pixels in images of more than 8 bits, on a sample that depends on the data alone.
 
     Args:
         dataset: rows with an `image_column` of `datasets.Image(decode=False)`.
 
     Returns:
-        The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images; 0 to 255 where all of them are
-        integers that fit in 8 bits; None if no image among 2,000 is deep.
+        The 0.1 and 99.9 percentiles of the pixels of at most 1,000 deep images, for each channel if they are neither
+        gray nor RGB; 0 to 255 where all of them are integers that fit in 8 bits; None if no image among 2,000 is deep.
     """
     rows = np.random.default_rng(0).permutation(len(dataset))[:NUM_HEADERS]
     encoded = dataset.select_columns([image_column])
@@ -74,14 +96,15 @@ def measure_pixel_range(dataset: datasets.Dataset, image_column: str, num_proc: 
     if not deep:
         return None
     columns = {"pixels": datasets.List(datasets.Value("float64")), "fits": datasets.Value("bool")}
-    chosen, settings = encoded.select(sorted(deep)), {"decoder_version": DECODER_VERSION}
+    chosen = encoded.select(sorted(deep))
+    settings = {"num_channels": num_channels, "decoder_version": DECODER_VERSION}
     found = map_images(chosen, _pixels_batch, image_column, columns, settings, num_proc, "Measuring pixels")
     if len(found) == 0:  # all of them are bad: the step that decodes every image will say so
         return None
     if all(found["fits"]):
         return EIGHT_BITS
-    low, high = np.percentile(np.concatenate(found.with_format("numpy")["pixels"][:]), PERCENTILES)
-    return PixelRange(float(low), float(high))
+    sample = np.concatenate(found.with_format("numpy")["pixels"][:])
+    return PixelRange.of_sample(sample if one_range(num_channels) else sample.reshape(-1, num_channels))
 
 
 def prepare_images(
@@ -91,6 +114,7 @@ def prepare_images(
     skip_bad_images: bool = False,
     num_proc: int | None = None,
     pixel_range: PixelRange | None = None,
+    num_channels: int = 3,
 ) -> tuple[datasets.Dataset, list[str]]:
     """Attach the keypoint densities that a run needs and the data set lacks; leave out bad images if asked to.
 
@@ -108,7 +132,7 @@ def prepare_images(
     if densities is not None and bad_densities is None:
         dataset, bad = attach_keypoint_density(dataset, densities, image_column, skip_bad_images, num_proc, pixel_range)
     elif skip_bad_images:
-        errors = find_bad_images(dataset, image_column, num_proc)
+        errors = find_bad_images(dataset, image_column, num_proc, num_channels)
         for row, error in (bad_densities or {}).items():
             errors[row] = errors[row] or error.finding
         dataset, bad = drop_bad_images(dataset, errors)
@@ -209,9 +233,12 @@ def attach_keypoint_density(
     return drop_bad_images(dataset, found["error"])
 
 
-def find_bad_images(dataset: datasets.Dataset, image_column: str, num_proc: int | None = None) -> list[str | None]:
+def find_bad_images(
+    dataset: datasets.Dataset, image_column: str, num_proc: int | None = None, num_channels: int = 3
+) -> list[str | None]:
     """Decode every image, and return None for a good one, what is wrong for a bad one; cached."""
-    columns, settings = {"error": datasets.Value("string")}, {"decoder_version": DECODER_VERSION}
+    columns = {"error": datasets.Value("string")}
+    settings = {"num_channels": num_channels, "decoder_version": DECODER_VERSION}
     checked = map_images(dataset, _check_batch, image_column, columns, settings, num_proc, "Checking images")
     return list(checked["error"])
 
@@ -298,24 +325,27 @@ def _density_batch(
     cv2.setNumThreads(1)
 
     def detect(source: dict[str, Any], name: str) -> bytes:
-        return densities(decode_image(source, name, pixel_range))
+        return densities(decode_image(source, name, pixel_range, densities.num_channels))
 
     found = list(process_rows(rows[image_column], indices, skip_bad_images, detect))
     return {densities.column: [density for density, _ in found], "error": [error for _, error in found]}
 
 
-def _check_batch(rows: dict[str, list], indices: list[int], image_column: str, decoder_version: int) -> dict[str, list]:
-    return {"error": [error for _, error in process_rows(rows[image_column], indices, True, decode_image)]}
+def _check_batch(
+    rows: dict[str, list], indices: list[int], image_column: str, num_channels: int, decoder_version: int
+) -> dict[str, list]:
+    decode = partial(decode_image, num_channels=num_channels)
+    return {"error": [error for _, error in process_rows(rows[image_column], indices, True, decode)]}
 
 
 def _pixels_batch(
-    rows: dict[str, list], indices: list[int], image_column: str, decoder_version: int
+    rows: dict[str, list], indices: list[int], image_column: str, num_channels: int, decoder_version: int
 ) -> dict[str, list]:
     def sample(source: dict[str, Any], name: str) -> tuple[list[float], bool] | None:
-        pixels = read_deep_pixels(source, name)
+        pixels = read_deep_pixels(source, name, num_channels)
         if pixels is None:
             return None
-        return sample_pixels(pixels, PIXELS_OF_AN_IMAGE).tolist(), fits_in_8_bits(pixels)
+        return sample_pixels(pixels, PIXELS_OF_AN_IMAGE).ravel().tolist(), fits_in_8_bits(pixels)
 
     found = process_rows(rows[image_column], indices, True, sample)
     sampled = [result for result, _ in found if result is not None]

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms import v2
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ..errors import InputError
 from ..limits import ImageSize, check_choice
 from ..models.pixel_range import PixelRange
 from .decoding import decode_image
@@ -66,9 +68,10 @@ class ClassificationTransform:
         image_size: of the result in pixels.
         augmentation: one of the four; validation takes "none".
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+        num_channels: that the model takes.
 
     Raises:
-        InputError: for an unknown augmentation.
+        InputError: for an unknown augmentation, or one that these channels do not have.
     """
 
     image_column: str
@@ -76,18 +79,20 @@ class ClassificationTransform:
     image_size: ImageSize
     augmentation: str
     pixel_range: PixelRange | None = None
+    num_channels: int = 3
 
     def __post_init__(self):
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_augmentation(self.augmentation, self.num_channels)
 
     def __call__(self, row: dict[str, Any], rng: Random) -> dict[str, Any]:
         """Draw one sample.
 
         Returns:
-            pixel_values `(3, height, width)` uint8, labels int; for "paper" and "strong" also mixing_seed int,
+            pixel_values `(num_channels, height, width)`, uint8, or float32 in [0, 255] with a pixel range where colors
+            are not distorted; labels int; for "paper" and "strong" also mixing_seed int,
             by which `MixingCollator` mixes the batch.
         """
-        image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
+        image = decode_image(row[self.image_column], pixel_range=self.pixel_range, num_channels=self.num_channels)
         height, width = image.shape[:2]
         crops = self.augmentation in ("strong", "crop_flip")
         view = self._random_view(height, width, rng) if crops else View.whole(height, width)
@@ -96,6 +101,8 @@ class ClassificationTransform:
         if self.augmentation not in _DISTORTIONS:
             return {**sample, "pixel_values": channels_first(pixels)}
         augment_seed, mixing_seed = rng.getrandbits(62), rng.getrandbits(62)
+        if pixels.dtype != np.uint8:
+            pixels = np.rint(pixels).astype(np.uint8)  # torchvision distorts images of 8 bits
         with _seeded(augment_seed):
             pixel_values = _DISTORTIONS[self.augmentation](Image.fromarray(pixels))
         return {**sample, "pixel_values": pixel_values, "mixing_seed": mixing_seed}
@@ -103,6 +110,16 @@ class ClassificationTransform:
     @property
     def _random_view(self) -> RandomView:
         return RandomView(0.08, crop_ratios(self.image_size), horizontal_flip=0.5, vertical_flip=0.0)
+
+
+def check_augmentation(augmentation: str, num_channels: int) -> None:
+    """Raise InputError for an unknown augmentation, or one that distorts colors where there is no RGB."""
+    check_choice("augmentation", augmentation, AUGMENTATIONS)
+    if augmentation in _DISTORTIONS and num_channels != 3:
+        raise InputError(
+            f"augmentation is {augmentation}, which distorts RGB, and the model takes {num_channels} channel(s): give "
+            "--augmentation none or crop_flip, or --protocol cached, knn or mae"
+        )
 
 
 class MixingCollator:

@@ -1,4 +1,4 @@
-"""Decode images of any format to RGB pixels, and encode pixels as PNG."""
+"""Decode images of any format to pixels of the channels that a model takes, and encode pixels as PNG."""
 
 import errno
 import io
@@ -13,13 +13,14 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError, first_line, is_out_of_memory, printable
-from ..models.pixel_range import PixelRange, deep_pixels, is_deep
+from ..models.pixel_range import PixelRange, deep_pixels, finite_pixels, is_deep
+from .arrays import is_npy, is_tiff, npy_header, opened, read_npy, read_tiff, tiff_dtype
 
 # Part of every cache key of decoded images. Raise it with every change that alters pixels or what counts as bad.
-DECODER_VERSION = 3
+DECODER_VERSION = 4
 MAX_FILE_SIZE = 2**31  # bytes; Pillow refuses to decode images that need more
 UNNAMED = "an image without a name"
 _ADVICE = "; pass --bad_images skip to leave such images out"
@@ -31,6 +32,7 @@ _SYSTEM_FAULTS = {
     getattr(errno, name, None)
     for name in ("EIO", "EMFILE", "ENFILE", "ENOMEM", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "ENETDOWN")
 }
+_GRAY_MODES = ("1", "L", "LA", "La")
 # Formats that Pillow reads by itself. For EPS, as an example, it would start Ghostscript, which runs the file.
 _FORMATS = (
     *("AVIF", "BMP", "DDS", "DIB", "GIF", "ICNS", "ICO", "JPEG", "JPEG2000", "MPO"),
@@ -56,51 +58,96 @@ class BadImageError(InputError):
         return str(self).removesuffix(_ADVICE)
 
 
+class OtherChannelsError(BadImageError):
+    """An image that has other channels than the model takes."""
+
+
 class UnreadImageError(InputError):
     """An image that the system could not read: no memory, too many open files, a failing disk."""
 
 
-def decode_image(source: dict[str, Any] | None, name: str = "", pixel_range: PixelRange | None = None) -> np.ndarray:
+def decode_image(
+    source: dict[str, Any] | None, name: str = "", pixel_range: PixelRange | None = None, num_channels: int = 3
+) -> np.ndarray:
     """Decode an image, upright by its EXIF orientation.
 
-    Gray, palette, CMYK and deeper images become 8-bit RGB. Transparency is dropped. The first frame of an animation is
-    taken.
+    Of an image file, palette and CMYK become RGB, transparency is dropped, and the first frame of an animation is
+    taken. NumPy files, and TIFF files where the model takes neither gray nor RGB, are read as they are stored. Gray
+    images become RGB, and RGB becomes gray (0.299 R + 0.587 G + 0.114 B), where the model takes that.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`, as `datasets.Image(decode=False)` gives it.
         name: what to call the image in an error where it has no path.
         pixel_range: that becomes 0 to 255 in images of more than 8 bits (integers of 16 or 32 bits, floats); None for
             the range of this image alone.
+        num_channels: that the model takes.
 
     Returns:
-        `(height, width, 3)`, uint8.
+        `(height, width, num_channels)`, uint8; with a `pixel_range`, float32 in [0, 255], not rounded, of images of 8
+        bits too.
 
     Raises:
         BadImageError: if it cannot be read in full, or has pixels that are not finite.
+        OtherChannelsError: a bad image, too.
         UnreadImageError: if the system fails, which is no fault of the image.
     """
     data = read_image(source, name)
     with _errors_of(source, name):
-        pixels = _decode_plain_jpeg(data)
-        return pixels if pixels is not None else _decode_with_pillow(data, pixel_range)
+        pixels = _decode_plain_jpeg(data, num_channels)
+        if pixels is None:
+            pixels = _stored_pixels(data, num_channels)
+    _check_channels(pixels, num_channels, _label(source, name))
+    with _errors_of(source, name):
+        if pixels.dtype != np.uint8:
+            own_range = pixel_range or PixelRange.of(pixels)
+            pixels = own_range.to_8_bits(pixels) if pixel_range is None else own_range.scale(pixels)
+        if pixel_range is not None:
+            pixels = pixels.astype(np.float32, copy=False)
+        return _converted(pixels, num_channels)
 
 
-def read_deep_pixels(source: dict[str, Any] | None, name: str = "") -> np.ndarray | None:
+def read_deep_pixels(source: dict[str, Any] | None, name: str = "", num_channels: int = 3) -> np.ndarray | None:
     """Return the pixels of an image of more than 8 bits as they are stored, upright; None for any other image.
+
+    Returns:
+        `(height, width, channels)`; one channel where it is gray.
 
     Raises:
         BadImageError, UnreadImageError: as `decode_image`.
     """
     data = read_image(source, name)
-    with _errors_of(source, name), open_image(data) as image:
-        return deep_pixels(image, data) if is_deep(image) else None
+    with _errors_of(source, name):
+        pixels = _stored_pixels(data, num_channels)
+    _check_channels(pixels, num_channels, _label(source, name))
+    return None if pixels.dtype == np.uint8 else pixels
+
+
+def own_channels(source: dict[str, Any] | None, name: str = "") -> int:
+    """Return how many channels an image has; 3 where it is gray, too.
+
+    Raises:
+        BadImageError, UnreadImageError: as `decode_image`.
+    """
+    data = read_image(source, name)
+    with _errors_of(source, name):
+        found = _stored_pixels(data, 3).shape[2]
+    return 3 if found == 1 else found
 
 
 def is_deep_image(source: dict[str, Any] | None) -> bool:
     """Return whether an image has more than 8 bits in a channel by its header; False if it cannot be opened."""
     try:
-        with open_image(_opened(source or {})) as image:
-            return is_deep(image)
+        data = _opened(source or {})
+        with opened(data) as file:
+            start = file.read(8)
+            file.seek(0)
+            if is_npy(start):
+                return npy_header(file)[1] != np.uint8
+        try:
+            with open_image(data) as image:
+                return is_deep(image)
+        except UnidentifiedImageError:
+            return is_tiff(start) and tiff_dtype(data) != np.uint8
     except Exception:  # the error comes when the image is decoded
         return False
 
@@ -195,16 +242,16 @@ def _formats() -> list[str]:
     return [name for name in Image.ID if name in _FORMATS]
 
 
-def _decode_plain_jpeg(data: bytes) -> np.ndarray | None:
+def _decode_plain_jpeg(data: bytes, num_channels: int) -> np.ndarray | None:
     """Return the pixels that Pillow would give, faster; None unless it is a plain, undamaged, upright JPEG."""
-    if not data.startswith(_JPEG_START):
+    if not data.startswith(_JPEG_START) or num_channels not in (1, 3):
         return None
     try:
         height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
         is_plain = color_space in ("YCbCr", "Gray") and height * width <= (Image.MAX_IMAGE_PIXELS or math.inf)
         header = _jpeg_header(data)
         if is_plain and not any(mark in header for mark in _ORIENTATION_MARKS):
-            return simplejpeg.decode_jpeg(data)
+            return simplejpeg.decode_jpeg(data, "Gray" if color_space == "Gray" and num_channels == 1 else "RGB")
     except ValueError:  # damaged: Pillow decides whether it can be read
         pass
     return None
@@ -218,17 +265,53 @@ def _jpeg_header(data: bytes) -> bytes:
     return data[:position]
 
 
-def _decode_with_pillow(data: bytes, pixel_range: PixelRange | None) -> np.ndarray:
+def _stored_pixels(data: bytes, num_channels: int) -> np.ndarray:
+    """Return the pixels of an image, `(height, width, channels)`: uint8, or as they are stored if they are deeper."""
+    if is_npy(data):
+        pixels = finite_pixels(read_npy(data, num_channels))
+    elif is_tiff(data) and (num_channels not in (1, 3) or not _opens(data)):
+        pixels = finite_pixels(read_tiff(data))
+    else:
+        pixels = _decode_with_pillow(data, num_channels)
+    return np.ascontiguousarray(pixels)
+
+
+def _check_channels(pixels: np.ndarray, num_channels: int, label: str) -> None:
+    found = pixels.shape[2]
+    if found != num_channels and not {found, num_channels} <= {1, 3}:
+        reason = f"has {found} channels, the model takes {num_channels}"
+        raise OtherChannelsError(f"{label} {reason}: give --num_channels {found}{_ADVICE}", reason)
+
+
+def _opens(data: bytes) -> bool:
+    try:
+        open_image(data).close()
+    except UnidentifiedImageError:
+        return False
+    return True
+
+
+def _decode_with_pillow(data: bytes, num_channels: int) -> np.ndarray:
     with open_image(data) as image:
-        deep = deep_pixels(image, data) if is_deep(image) else None
-        if deep is None:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    pixels = (pixel_range or PixelRange.of(deep)).to_8_bits(deep)
-    return pixels if pixels.ndim == 3 else cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+        pixels = deep_pixels(image, data) if is_deep(image) else None
+        if pixels is None:
+            is_gray = num_channels == 1 and image.mode in _GRAY_MODES
+            pixels = np.asarray(ImageOps.exif_transpose(image).convert("L" if is_gray else "RGB"))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _converted(pixels: np.ndarray, num_channels: int) -> np.ndarray:
+    """Return gray as RGB, or RGB as gray, where the model takes that."""
+    if pixels.shape[2] == num_channels:
+        return pixels
+    if num_channels == 3:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)
+    return cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Return the PNG of an image `(height, width, 3)`, uint8."""
+    """Return the PNG of an image `(height, width, channels)`, uint8, gray or RGB."""
     file = io.BytesIO()
-    Image.fromarray(image).save(file, "png")  # OpenCV writes at most a million pixels a side
+    # OpenCV writes at most a million pixels a side
+    Image.fromarray(image if image.shape[2] == 3 else image[..., 0]).save(file, "png")
     return file.getvalue()

@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from ..errors import InputError, first_line, printable
 from ..limits import check_ranges
 from ..privacy import public_text
+from .arrays import array_dtype, array_folder, encode_arrays, holds_npy
 from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
@@ -103,9 +104,9 @@ def load_images(
     """Load a data set: from a folder, from a file, or from the Hub.
 
     Args:
-        name: a directory saved by `datasets` (`save_to_disk`), a folder of images (flat, or a folder for each class,
-            or `train/` and `validation/` of those), a folder of Parquet files or one such file, or a Hub id; None
-            for the embedded photographs.
+        name: a directory saved by `datasets` (`save_to_disk`), a folder of images or NumPy files (flat, or a folder
+            for each class, or `train/` and `validation/` of those), a folder of Parquet files or one such file, or a
+            Hub id; None for the embedded photographs.
         config_name: configuration of a Hub data set.
         image_column: column of the images; found where not given.
         trust_data_files: read files outside of the data set's folder, too, where its texts name them.
@@ -185,7 +186,7 @@ def open_builder(name: str, config_name: str | None, trust_data_files: bool) -> 
         if _WILDCARDS.search(str(path.resolve())):
             raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
         refuse(name, settings_findings(path), trust_data_files)
-        builder = datasets.load_dataset_builder(str(path))
+        builder = array_folder(path) if holds_npy(path) else datasets.load_dataset_builder(str(path))
     elif path.is_absolute() or name.startswith(("./", "../", "~")):
         raise InputError("there is no such file or folder")
     else:
@@ -270,11 +271,13 @@ def _find_column(
 
 
 def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Dataset:
-    """Return the data set with images as bytes or paths: this package decodes them, once.
+    """Return the data set with images as bytes or paths: this package decodes them, once. Arrays become NumPy files.
 
     Raises:
         InputError: if the column cannot hold images.
     """
+    if array_dtype(dataset.features[image_column]):
+        return encode_arrays(dataset, image_column)
     try:
         return dataset.cast_column(image_column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError, datasets.exceptions.DatasetsError) as error:

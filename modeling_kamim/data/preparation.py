@@ -22,9 +22,10 @@ from ..errors import InputError
 from ..hub.cards import prepared_dataset_card
 from ..limits import ImageSize, check_ranges, height_and_width, written_size
 from ..models.pixel_range import PixelRange
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
+from .arrays import NPY, encode_npy
 from .attach_density import process_rows
-from .decoding import DECODER_VERSION, decode_image, encode_png, is_deep_image, read_image
+from .decoding import DECODER_VERSION, decode_image, encode_png, is_deep_image, read_deep_pixels, read_image
 from .fingerprint import sampled
 from .keypoint_share import NUM_STORED, has_keypoints, warn_without_keypoints
 from .shards import check_settings, finish_shards, keep_bad_images, keep_settings, rows_identity, run_on_ray, shards_of
@@ -50,6 +51,13 @@ class PreparationArguments:
     )
     keypoint_footprint: Literal["circle", "point"] = field(
         default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
+    )
+    num_channels: int = field(
+        default=3, metadata={"help": "Channels of the images: 3, also for gray that a model of RGB is to see, 1, ..."}
+    )
+    keypoint_channel: int | None = field(
+        default=None,
+        metadata={"help": "Channel, from 0, in which keypoints are detected; RGB as it is, of others the mean."},
     )
     crop_min_scale: float = field(
         default=0.67, metadata={"help": "Least area of the training's crops, a share; sets the scale of detection."}
@@ -77,7 +85,8 @@ class PreparationArguments:
     def densities(self) -> tuple[DensityDetector, ...]:
         """Return the density detectors that these arguments describe."""
         detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
-        return tuple(DensityDetector(detector, self.image_size, self.crop_min_scale) for detector in detectors)
+        scale, channels = (self.image_size, self.crop_min_scale), (self.keypoint_channel, self.num_channels)
+        return tuple(DensityDetector(detector, *scale, KEYPOINTS_VERSION, *channels) for detector in detectors)
 
 
 SETTINGS_FILE = "preparation.json"
@@ -91,9 +100,10 @@ _SHARDS_LOOKED_AT = 8  # in search of images without keypoints
 class Preparation:
     """Callable from a batch of rows to the rows that training reads: smaller images, with their keypoint densities.
 
-    An image whose sides both exceed 4/3 of the model's input is shrunk (by area averages) until one of them does not,
-    and becomes a JPEG, or a PNG if a side is too long for JPEG. A smaller one keeps its bytes, or becomes a PNG of 8
-    bits if it has more.
+    An image whose sides both exceed 4/3 of the model's input is shrunk (by area averages) until one of them does not.
+    Gray and RGB of 8 bits become a JPEG, or a PNG if a side is too long for JPEG, those of 16 bits a PNG, and all
+    others a NumPy file, in the units of the source: integers of 8 and 16 bits keep their type, others become float32.
+    A smaller image keeps its bytes.
     Keypoints are detected before shrinking: the densities are those of the `datasets.map` step.
 
     Args:
@@ -102,7 +112,8 @@ class Preparation:
         densities: detectors; may be empty.
         quality: of the JPEGs, 1 to 100.
         skip_bad_images: leave out images that cannot be decoded instead of raising.
-        pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+        pixel_range: by which images of more than 8 bits are scaled for the detectors; None for each image's own.
+        num_channels: that a model takes.
     """
 
     image_column: str
@@ -111,6 +122,7 @@ class Preparation:
     quality: int = 90
     skip_bad_images: bool = False
     pixel_range: PixelRange | None = None
+    num_channels: int = 3
 
     @property
     def least_sides(self) -> tuple[int, int]:
@@ -147,9 +159,12 @@ class Preparation:
 
     def _prepare(self, source: dict[str, Any], name: str) -> dict[str, Any]:
         """Return the columns that are made here, of one image."""
-        image = decode_image(source, name, self.pixel_range)
+        image = decode_image(source, name, self.pixel_range, self.num_channels)
         densities = {density.column: density(image) for density in self.densities}
-        return {self.image_column: self._shrink(image, source), **densities}
+        stored = read_deep_pixels(source, name, self.num_channels) if is_deep_image(source) else None
+        if stored is None:
+            stored = np.rint(image).astype(np.uint8) if image.dtype != np.uint8 else image
+        return {self.image_column: self._shrink(stored, source), **densities}
 
     def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
         height, width = image.shape[:2]
@@ -157,20 +172,33 @@ class Preparation:
         scale = max(least_height / height, least_width / width)
         if scale < 1:
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
-            data, suffix = self._encode(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-        elif is_deep_image(source):
-            data, suffix = encode_png(image), ".png"
+            data, suffix = self._encode(_area_averages(image, size))
         else:
             data, suffix = read_image(source), None
         path = PurePath(source["path"]) if source.get("path") else None
         return {"bytes": data, "path": path and (path.name if suffix is None else path.stem + suffix)}
 
     def _encode(self, image: np.ndarray) -> tuple[bytes, str]:
-        if max(image.shape) > JPEG_LIMIT:
+        if image.dtype not in (np.uint8, np.uint16) or image.shape[2] not in (1, 3):
+            return encode_npy(image), NPY
+        if image.dtype == np.uint8 and max(image.shape) > JPEG_LIMIT:
             return encode_png(image), ".png"
-        settings = [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        _, jpeg = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), settings)
-        return jpeg.tobytes(), ".jpg"
+        suffix, settings = ".png", []
+        if image.dtype == np.uint8:
+            suffix, settings = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, self.quality]
+        if image.shape[2] == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(suffix, image, settings)[1].tobytes(), suffix
+
+
+def _area_averages(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an image shrunk to (width, height); OpenCV averages areas of up to 4 channels, and of these types."""
+    if image.dtype not in (np.uint8, np.uint16):
+        image = image.astype(np.float32)
+    if image.shape[2] in (3, 4):
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    planes = [cv2.resize(plane, size, interpolation=cv2.INTER_AREA) for plane in cv2.split(image)]
+    return np.stack(planes, axis=2)
 
 
 def _without_densities(columns: Mapping[str, Any]) -> dict[str, Any]:

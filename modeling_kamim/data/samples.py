@@ -20,7 +20,7 @@ import torch
 from ..limits import ImageSize, height_and_width
 from ..models.pixel_range import PixelRange
 from ..objective.density import cell_density
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KeypointDetector, keypoint_image
 from ..objective.masking import block_mask, random_order
 from .decoding import UNNAMED, BadImageError, bad_density, decode_image
 from .fingerprint import content_fingerprint
@@ -32,7 +32,7 @@ from .views import RandomView, View
 class MaskedImageTransform:
     """Callable from a row and a random generator to a sample.
 
-    Pixels stay uint8 and stored densities whole: the device normalizes, crops and weights a batch at once
+    Pixels stay as they are decoded and stored densities whole: the device normalizes, crops and weights a batch at once
     (`MaskedImageTrainer`). Without `detector` and `densities` there are no densities, as in SimMIM.
 
     Args:
@@ -46,6 +46,8 @@ class MaskedImageTransform:
         densities: whose stored densities of the whole images are read ("map").
         shuffle_cells: draw a permutation of the weight cells, for the weighting "shuffled".
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
+        num_channels: that the model takes.
+        keypoint_channel: in which the `detector` looks; None as in `keypoint_image`.
     """
 
     image_column: str
@@ -59,6 +61,8 @@ class MaskedImageTransform:
     densities: DensityDetector | None = None
     shuffle_cells: bool = False
     pixel_range: PixelRange | None = None
+    num_channels: int = 3
+    keypoint_channel: int | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -69,22 +73,24 @@ class MaskedImageTransform:
         """Draw one sample.
 
         Returns:
-            pixel_values `(3, height, width)` uint8; bool_masked_pos `(num_patches,)` bool. With a detector also
-            keypoint_density `(rows, columns)` float32, of the weight cells of the crop. With stored densities
-            keypoint_density `(grid, grid)` uint8, of the whole image, and crop_box `(4,)` float32 (see
-            `resample_density`). With shuffled cells cell_order `(number of cells,)` int64.
+            pixel_values `(num_channels, height, width)`, uint8, or float32 in [0, 255] with a pixel range;
+            bool_masked_pos `(num_patches,)` bool. With a detector also keypoint_density `(rows, columns)` float32, of
+            the weight cells of the crop. With stored densities keypoint_density `(grid, grid)` uint8, of the whole
+            image, and crop_box `(4,)` float32 (see `resample_density`). With shuffled cells cell_order
+            `(number of cells,)` int64.
 
         Raises:
             BadImageError: if the image cannot be decoded, or its stored density cannot be used.
         """
-        image = decode_image(row[self.image_column], pixel_range=self.pixel_range)
+        image = decode_image(row[self.image_column], pixel_range=self.pixel_range, num_channels=self.num_channels)
         height, width = image.shape[:2]
         view = self.random_view(height, width, rng) if self.random_view else View.whole(height, width)
         pixels = view.of_image(image, self.image_size)
         mask = block_mask(self.image_size, self.mask_patch_size, self.patch_size, self.mask_ratio, rng)
         sample = {"pixel_values": channels_first(pixels), "bool_masked_pos": torch.from_numpy(mask)}
         if self.detector is not None:
-            sample["keypoint_density"] = torch.from_numpy(cell_density(self.detector(pixels), self.weight_patch_size))
+            keypoints = self.detector(keypoint_image(pixels, self.keypoint_channel))
+            sample["keypoint_density"] = torch.from_numpy(cell_density(keypoints, self.weight_patch_size))
         elif self._stored is not None:
             sample["keypoint_density"] = torch.from_numpy(self._density(self._stored, row))
             sample["crop_box"] = torch.from_numpy(np.array(view.crop_box(), np.float32))
@@ -105,8 +111,8 @@ class MaskedImageTransform:
 
 
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
-    """Turn a `(height, width, 3)` uint8 array into a contiguous `(3, height, width)` tensor."""
-    planes = np.empty((3, *pixels.shape[:2]), np.uint8)
+    """Turn a `(height, width, channels)` array into a contiguous `(channels, height, width)` tensor of its type."""
+    planes = np.empty((pixels.shape[2], *pixels.shape[:2]), pixels.dtype)
     cv2.split(pixels, list(planes))
     return torch.from_numpy(planes)
 
@@ -151,7 +157,7 @@ class SampleDataset(torch.utils.data.Dataset):
     @cached_property
     def content(self) -> str:
         """Fingerprint of the rows, see `content_fingerprint`."""
-        return content_fingerprint(self.rows)
+        return content_fingerprint(self.rows, getattr(self.transform, "num_channels", 3))
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from ..errors import InputError
 from ..limits import ImageSize, height_and_width
-from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
+from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector, keypoint_image
 from .views import RandomView, crop_ratios
 
 FINE_GRID, MAX_GRID = 128, 256  # 16 and 64 kB a density
@@ -91,12 +91,16 @@ class DensityDetector:
         image_size: of the crops after resizing, in pixels.
         min_scale: least area of the crops as a share of the image, in (0, 1]; see `RandomView`.
         version: of the densities; part of the cache key.
+        channel: in which keypoints are detected; None as in `keypoint_image`.
+        num_channels: of the images.
     """
 
     detector: KeypointDetector
     image_size: ImageSize
     min_scale: float = RandomView.min_scale
     version: int = KEYPOINTS_VERSION
+    channel: int | None = None
+    num_channels: int = 3
 
     @property
     def column(self) -> str:
@@ -115,6 +119,10 @@ class DensityDetector:
         settings: dict[str, Any] = {"detector": self.detector.name, "footprint": self.detector.footprint}
         if self.detector.parameters:
             settings["parameters"] = dict(self.detector.parameters)
+        if self.num_channels != 3:
+            settings["num_channels"] = self.num_channels
+        if self.channel is not None:
+            settings["channel"] = self.channel
         settings |= {"image_size": self.image_size, "crop_min_scale": self.min_scale, "version": self.version}
         return json.dumps(settings, sort_keys=True)
 
@@ -124,19 +132,20 @@ class DensityDetector:
         return DensityFormat(self.column, self.label, self.grid)
 
     def __call__(self, image: np.ndarray) -> bytes:
-        """Return the PGM of the density of an image `(height, width, 3)`, uint8."""
+        """Return the PGM of the density of an image, see `density`."""
         return self.format.encode(self.density(image))
 
     def density(self, image: np.ndarray) -> np.ndarray:
         """Return the keypoint density of a whole image.
 
         Args:
-            image: `(height, width, 3)`, uint8.
+            image: `(height, width, num_channels)`, uint8, or float in [0, 255].
 
         Returns:
             `(grid, grid)`, uint8: 255 times the density in each of as many equal parts of the image.
         """
-        keypoints = self.detector(cv2.resize(image, self.detection_size(*image.shape[:2])))
+        shown = keypoint_image(image, self.channel)
+        keypoints = self.detector(cv2.resize(shown, self.detection_size(*image.shape[:2])))
         return cv2.resize(keypoints * np.uint8(255), (self.grid, self.grid), interpolation=cv2.INTER_AREA)
 
     def detection_size(self, height: int, width: int) -> tuple[int, int]:

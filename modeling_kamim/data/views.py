@@ -39,14 +39,17 @@ class View:
         return cls(0, 0, height, width, height, width)
 
     def of_image(self, image: np.ndarray, size: ImageSize) -> np.ndarray:
-        """Return the pixels of the view at a size; bilinear without antialias, as in the released code."""
+        """Return the pixels of the view at a size, `(height, width, channels)`, of the image's type.
+
+        Bilinear without antialias, as in the released code.
+        """
         crop = image[self.top : self.top + self.height, self.left : self.left + self.width]
         height, width = height_and_width(size)
         pixels = cv2.resize(crop, (width, height), interpolation=cv2.INTER_LINEAR)
         if self.horizontal_flip or self.vertical_flip:
             code = -1 if self.horizontal_flip and self.vertical_flip else int(self.horizontal_flip)
             pixels = cv2.flip(pixels, code)
-        return pixels
+        return pixels if pixels.ndim == 3 else pixels[..., None]  # OpenCV drops a single channel
 
     def crop_box(self) -> tuple[float, float, float, float]:
         """Return (top, left, bottom, right) as fractions of the image; a flip swaps two (see `resample_density`)."""

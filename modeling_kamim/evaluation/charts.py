@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..hub.markup import plot_text
-from ..training.figures import LINE_COLORS, MARKERS, pixels_of_mask, to_rgb
+from ..training.figures import LINE_COLORS, MARKERS, channels_note, pixels_of_mask, to_rgb
 
 NAMED_CLASSES = 30
 
@@ -29,13 +29,14 @@ def comparison_figure(
     kept), with their names on the left.
 
     Args:
-        pixel_values: `(num_images, 3, height, width)`, normalized.
+        pixel_values: `(num_images, channels, height, width)`, normalized; see `shown_in_rgb`.
         mask: `(num_images, rows, columns)`, bool, True where masked.
         reconstructions: from a model's name to its output, like `pixel_values`.
         mean, std: of the normalization, for each channel.
     """
     masked, original = pixels_of_mask(mask, pixel_values), to_rgb(pixel_values, mean, std)
-    rows = [("original", original), ("masked", np.where(masked, 0.5, original))]
+    note = channels_note(pixel_values.shape[1]).replace(" (", "\n(")
+    rows = [(f"original{note}", original), ("masked", np.where(masked, 0.5, original))]
     for name, reconstruction in reconstructions.items():
         rows.append((plot_text(name, 16), np.where(masked, to_rgb(reconstruction, mean, std), original)))
 

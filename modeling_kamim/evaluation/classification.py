@@ -9,13 +9,15 @@ from typing import Any
 import datasets
 from transformers import set_seed
 
-from ..data.attach_density import choose_pixel_range, prepare_images
-from ..data.augmentation import ClassificationTransform
+from ..data.attach_density import prepare_images
+from ..data.augmentation import ClassificationTransform, check_augmentation
 from ..data.bad_images import list_bad_images
 from ..data.loading import DataArguments, keep_encoded, load_labelled_images, low_shot, subsample
+from ..data.normalization import fit_processor
 from ..data.samples import SampleDataset
 from ..errors import InputError
-from ..models.processor import image_processor, keep_pixel_range, pixel_range_of
+from ..models.backbone import input_channels
+from ..models.processor import image_processor
 from ..training.recipe import check_steps
 from ..training.resume import find_checkpoint
 from ..training.trainer import ClassificationTrainer
@@ -67,15 +69,16 @@ class Evaluation:
             self.method = CachedEvaluation(class_args)
         else:
             self.method = TrainedEvaluation(data_args, class_args, training_args, settings, checkpoint)
+        self.num_channels = input_channels(self.method.encoder_config)
+        check_augmentation(class_args.augmentation, self.num_channels)
         self.images = load_labelled_images(
             data_args, class_args.label_column, class_args.validation_fraction, training_args.seed
         )
-        self.processor = image_processor(self.method.image_size, class_args.model_name_or_path)
+        self.processor = image_processor(self.method.image_size, class_args.model_name_or_path, self.num_channels)
         column = self.images.image_column
         with training_args.main_process_first(desc="measuring pixels"):
-            saved, train = pixel_range_of(self.processor), keep_encoded(self.images.train, column)
-            self.pixel_range = choose_pixel_range(train, column, saved, data_args.num_proc)
-        keep_pixel_range(self.processor, self.pixel_range)
+            train = keep_encoded(self.images.train, column)
+            self.pixel_range = fit_processor(self.processor, train, column, self.num_channels, data_args.num_proc)
         self.bad_images: list[str] = []
         num_classes = self.images.classes.num_classes
         logger.info(
@@ -127,9 +130,13 @@ class Evaluation:
         images = keep_encoded(subsample(images, max_samples, self.training_args.seed), column)
         skip = self.data_args.bad_images == "skip"
         with self.training_args.main_process_first(desc="preparing the images"):
-            images, bad = prepare_images(images, column, skip_bad_images=skip, num_proc=self.data_args.num_proc)
+            images, bad = prepare_images(
+                images, column, None, skip, self.data_args.num_proc, num_channels=self.num_channels
+            )
         self.bad_images = sorted({*self.bad_images, *bad})
-        transform = ClassificationTransform(column, labels, self.method.image_size, augmentation, self.pixel_range)
+        transform = ClassificationTransform(
+            column, labels, self.method.image_size, augmentation, self.pixel_range, self.num_channels
+        )
         return SampleDataset(images.select_columns([column, labels]), transform, seed)
 
     def save(self, rows: list[dict[str, Any]]) -> None:

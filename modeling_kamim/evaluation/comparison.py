@@ -12,15 +12,15 @@ from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from ..data.attach_density import choose_pixel_range
 from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, subsample
+from ..data.normalization import fit_processor
 from ..data.samples import MaskedImageTransform, SampleDataset
 from ..errors import InputError
 from ..hub.cards import baseline_name
 from ..limits import size_in_words
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
-from ..models.processor import image_processor, pixel_range_of
+from ..models.processor import image_processor
 from ..models.sizes import image_sides, image_size_of, patch_grid
 from ..privacy import public_name
 from ..training.batches import prepare_batch
@@ -42,7 +42,7 @@ def compare_reconstructions(
     """Write results.json, with PSNR and SSIM of each model, and reconstructions.png.
 
     Raises:
-        InputError: if no model is named, one cannot be loaded, or their image sizes differ.
+        InputError: if no model is named, one cannot be loaded, or their image sizes or channels differ.
     """
     names = [name for name in (class_args.model_name_or_path, *class_args.compare_with) if name]
     if not names:
@@ -52,6 +52,9 @@ def compare_reconstructions(
     if len(sizes) > 1:
         words = ", ".join(map(size_in_words, sizes))
         raise InputError(f"the models have image sizes of {words} px; compare models of one size")
+    channels = {model.config.num_channels for model in models}
+    if len(channels) > 1:
+        raise InputError(f"the models take {sorted(channels)} channels; compare models of the same channels")
     images, column = _images(data_args, training_args.seed)
     scored = [
         _ScoredModel(name, model, images, column, training_args) for name, model in zip(names, models, strict=True)
@@ -89,7 +92,7 @@ class _ScoredModel:
         self.name, self.model = name, model.to(args.device)
         config, size = model.config, image_size_of(model.config)
         mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
-        self.processor = image_processor(size, name)
+        self.processor = image_processor(size, name, config.num_channels)
         transform = MaskedImageTransform(
             column,
             size,
@@ -98,7 +101,8 @@ class _ScoredModel:
             PAPER_MASK_RATIO,
             mask_patch_size,
             random_view=None,
-            pixel_range=choose_pixel_range(images, column, pixel_range_of(self.processor)),
+            pixel_range=fit_processor(self.processor, images, column, config.num_channels),
+            num_channels=config.num_channels,
         )
         self.samples = SampleDataset(images.select_columns([column]), transform, args.seed)
         self.trainer = MaskedImageTrainer(

@@ -18,7 +18,7 @@ from ..data.row_ids import RowIds
 from ..data.samples import SampleDataset
 from ..errors import InputError, first_line, is_out_of_memory
 from ..limits import check_choice, check_range, check_ranges
-from ..models.backbone import Backbone, load_backbone
+from ..models.backbone import Backbone, input_channels, load_backbone
 from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor, pixel_range_of
 from ..training.batches import normalize
@@ -162,6 +162,7 @@ class Embedder:
         self.pixel_range = pixel_range_of(processor) or pixel_range
         self.batch_size, self.num_workers = batch_size, num_workers
         self.layer = check_layer(layer)
+        self.num_channels = input_channels(backbone.model.config)
         self._place: int | None = -1
         self.shapes = self._choose_layers()
 
@@ -183,7 +184,7 @@ class Embedder:
         """Return the shapes of an image's features, by running the encoder on a black one."""
         size, config = self.backbone.image_size, self.backbone.model.config
         height, width = (size, size) if isinstance(size, int) else size
-        black = torch.zeros(1, getattr(config, "num_channels", 3), height, width)
+        black = torch.zeros(1, self.num_channels, height, width)
         try:
             return [tuple(found.shape[1:]) for found in self._forward(black, place)]
         except InputError:
@@ -224,7 +225,7 @@ class Embedder:
         """
         batches = self.batches_of(0, len(rows)) if batches is None else batches
         size = self.backbone.image_size
-        transform = ClassificationTransform(image_column, None, size, "none", self.pixel_range)
+        transform = ClassificationTransform(image_column, None, size, "none", self.pixel_range, self.num_channels)
         loader = DataLoader(
             _Samples(rows.select_columns([image_column]), transform, skip_bad_images),
             batch_sampler=batches,  # type: ignore[arg-type]
@@ -291,7 +292,7 @@ def load_embedder(
     hardware = find_hardware(use_cpu=device is not None and torch.device(device).type == "cpu")
     precision = hardware.choose(precision)
     backbone = load_backbone(name_or_path, "vit", "base", None, pooling)
-    processor = image_processor(backbone.image_size, name_or_path)
+    processor = image_processor(backbone.image_size, name_or_path, input_channels(backbone.model.config))
     return Embedder(backbone, processor, layer, hardware.device if device is None else device, precision, **settings)
 
 

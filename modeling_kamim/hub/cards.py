@@ -191,6 +191,7 @@ def prepared_dataset_card(
         kilobytes=statistics["num_bytes"] / max(1, statistics["num_rows"]) / 1000,
         num_bad=statistics["num_bad"],
         pixel_range=preparation.pixel_range,
+        num_channels=preparation.num_channels,
         column=densities[0].column if densities else None,
         labels="\n".join(density.label for density in densities),
     )

@@ -99,6 +99,13 @@ class Backbone(nn.Module):
         return layer[:, 0]
 
 
+def input_channels(config: PreTrainedConfig) -> int:
+    """Channels of the images that an encoder of transformers or timm takes."""
+    if config.model_type == "timm_wrapper":
+        return config.pretrained_cfg.get("input_size", (3,))[0]
+    return getattr(config, "num_channels", None) or 3
+
+
 def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: ImageSize) -> int:
     """CLS and registers among the tokens of an encoder: its family's, or of another what the patches leave.
 

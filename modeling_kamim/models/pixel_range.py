@@ -1,14 +1,14 @@
 """Scale images of more than 8 bits: the range of values that becomes 0 to 255.
 
-Such an image says nowhere which values it uses: 12-bit images lie in 16-bit files, floats in [0, 1] or in any other
-unit. So the range comes from the pixels: of the training images (`map_steps.measure_pixel_range`), or of the image
-alone where no range is known.
+Pixels keep their precision: they become float32. Such an image says nowhere which values it uses: 12-bit images lie in
+16-bit files, floats in [0, 1] or in any other unit. So the range comes from the pixels: of the training images
+(`measure_pixel_range`), or of the image alone where no range is known.
 """
 
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -29,43 +29,57 @@ class PixelRange:
     """Values that become 0 and 255; those outside are cut off.
 
     Args:
-        low, high: finite, `low <= high`.
+        low, high: finite, `low <= high`; numbers for all channels, or tuples of one for each.
     """
 
-    low: float
-    high: float
+    low: float | tuple[float, ...]
+    high: float | tuple[float, ...]
 
     def __post_init__(self):
-        if not (np.isfinite(astuple(self)).all() and self.low <= self.high):
+        low, high = np.array(self.low), np.array(self.high)
+        if low.shape != high.shape or not (np.isfinite([low, high]).all() and (low <= high).all()):
             raise InputError(
-                f"a pixel range is {self.low} to {self.high}; it must be two finite numbers, the lower first"
+                f"a pixel range is {self.low} to {self.high}; it must be two finite numbers, the lower first, or as "
+                "many for each channel"
             )
 
     @classmethod
     def of(cls, pixels: np.ndarray) -> "PixelRange":
-        """The range that most of the pixels use; 0 to 255, so that nothing changes, for integers that fit in 8 bits."""
-        if fits_in_8_bits(pixels):
-            return EIGHT_BITS
-        low, high = np.percentile(sample_pixels(pixels, _ENOUGH_PIXELS), PERCENTILES)
-        return cls(float(low), float(high))
+        """The range that most of the pixels use; 0 to 255, so that nothing changes, for integers that fit in 8 bits.
+
+        Args:
+            pixels: `(height, width)` or `(height, width, channels)`; see `one_range`.
+        """
+        return EIGHT_BITS if fits_in_8_bits(pixels) else cls.of_sample(sample_pixels(pixels, _ENOUGH_PIXELS))
+
+    @classmethod
+    def of_sample(cls, sample: np.ndarray) -> "PixelRange":
+        """The range of some pixels, `(number,)` or, with a range for each channel, `(number, channels)`."""
+        low, high = np.percentile(sample, PERCENTILES, axis=0).tolist()
+        return cls(low, high) if sample.ndim == 1 else cls(tuple(low), tuple(high))
+
+    def scale(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels of any type and shape in units of 0 to 255, float32 or more; channels are the last axis."""
+        exact = np.result_type(pixels, np.float32)
+        low, width = np.array(self.low), np.subtract(self.high, self.low)
+        scaled = pixels.astype(exact)
+        scaled -= low.astype(exact)
+        scaled *= (255 / np.where(width == 0, 1.0, width)).astype(exact)
+        return scaled.clip(0, 255, out=scaled)
 
     def to_8_bits(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels of any type and shape as uint8."""
-        exact = np.result_type(pixels, np.float32)
-        scaled = pixels.astype(exact)
-        scaled -= exact.type(self.low)
-        scaled *= exact.type(255 / (self.high - self.low or 1.0))
-        np.rint(scaled.clip(0, 255, out=scaled), out=scaled)
-        return scaled.astype(np.uint8)
+        return np.rint(self.scale(pixels)).astype(np.uint8)
 
     def overlap(self, other: "PixelRange") -> float:
-        """The part that two ranges share, of the part that either covers, in [0, 1]."""
-        shared = min(self.high, other.high) - max(self.low, other.low)
-        covered = max(self.high, other.high) - min(self.low, other.low)
-        return max(shared, 0.0) / covered if covered else 1.0
+        """The part that two ranges share, of the part that either covers, in [0, 1]; the least of the channels."""
+        shared = np.minimum(self.high, other.high) - np.maximum(self.low, other.low)
+        covered = np.maximum(self.high, other.high) - np.minimum(self.low, other.low)
+        return float(np.min(np.where(covered > 0, shared.clip(0) / np.where(covered > 0, covered, 1), 1.0)))
 
     def __str__(self):
-        return f"{self.low:,.6g} to {self.high:,.6g}"
+        pairs = list(zip(np.ravel(self.low).tolist(), np.ravel(self.high).tolist(), strict=True))
+        return ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in pairs)
 
 
 EIGHT_BITS = PixelRange(0.0, 255.0)
@@ -76,8 +90,24 @@ def fits_in_8_bits(pixels: np.ndarray) -> bool:
     return pixels.dtype.kind in "iu" and 0 <= pixels.min() and pixels.max() <= 255
 
 
+def one_range(num_channels: int) -> bool:
+    """Whether all channels share one range, so that gray stays gray and colors keep their hue; else each has its own.
+
+    The channels of images that are neither gray nor RGB can be of any units.
+    """
+    return num_channels in (1, 3)
+
+
 def sample_pixels(pixels: np.ndarray, count: int) -> np.ndarray:
-    """`(count,)` of the pixels, drawn by their number alone; all of them where there are no more."""
+    """`(count,)` of the pixels, drawn by their number alone; all of them where there are no more.
+
+    Where channels do not share a range, `(count / channels, channels)`.
+    """
+    if pixels.ndim == 3 and not one_range(pixels.shape[2]):
+        pixels = pixels.reshape(-1, pixels.shape[2])
+        count //= pixels.shape[1]
+        drawn = slice(None) if len(pixels) <= count else np.random.default_rng(0).integers(0, len(pixels), count)
+        return pixels[drawn]
     if pixels.size <= count:
         return pixels.ravel()
     return pixels.flat[np.random.default_rng(0).integers(0, pixels.size, count)]
@@ -106,6 +136,11 @@ def deep_pixels(image: Image.Image, data: bytes) -> np.ndarray | None:
         return _deep_colors(data, pixels.shape)
     if pixels.dtype == np.int32 and getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, (0,))[0] == 1:
         pixels = pixels.astype(np.uint32)
+    return finite_pixels(pixels)
+
+
+def finite_pixels(pixels: np.ndarray) -> np.ndarray:
+    """The same pixels; raise ValueError if some are not finite."""
     num_bad = pixels.size - np.count_nonzero(np.isfinite(pixels)) if pixels.dtype.kind == "f" else 0
     if num_bad:
         raise ValueError(f"{num_bad} of its {pixels.size} pixels are not finite (NaN or infinite)")
@@ -141,7 +176,7 @@ def _quiet_opencv() -> Iterator[None]:
 
 
 def stored_range(value: Any) -> PixelRange | None:
-    """The range that a settings file holds as `[low, high]`; None for None.
+    """The range that a settings file holds as `[low, high]`, numbers or lists of one for each channel; None for None.
 
     Raises:
         InputError: if it is something else.
@@ -149,7 +184,9 @@ def stored_range(value: Any) -> PixelRange | None:
     if value is None:
         return None
     try:
-        low, high = map(float, value)
+        low, high = (tuple(map(float, part)) if isinstance(part, list | tuple) else float(part) for part in value)
     except (TypeError, ValueError):
-        raise InputError(f"pixel_range is {value!r}; it must be two numbers, the lower first") from None
+        raise InputError(
+            f"pixel_range is {value!r}; it must be two numbers, the lower first, or two lists of one for each channel"
+        ) from None
     return PixelRange(low, high)

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from .masked_image_modeling import KamimForMaskedImageModeling, model_class, usa
 from .positions import resized_config, resized_state_dict
 from .sizes import check_image_size, image_size_of, plain_sizes
 
+_CHANNEL_CHANGE = ("the first layer repeated over the channels and scaled", "the first layer summed over the channels")
 _MAY_BE_NEW = ("decoder", "mask_token", "pooler")
 
 
@@ -35,12 +36,15 @@ class WarmStart:
     summary: str
 
 
-def config_to_pretrain(name_or_path: str, image_size: ImageSize | None = None) -> PreTrainedConfig:
+def config_to_pretrain(
+    name_or_path: str, image_size: ImageSize | None = None, num_channels: int | None = None
+) -> PreTrainedConfig:
     """Config of a checkpoint for pretraining: without labels, with a mask token and the decoder's stride.
 
     Args:
         name_or_path: directory or Hub id.
         image_size: of the input in pixels; the checkpoint's where None.
+        num_channels: of the input; the checkpoint's where None.
 
     Raises:
         InputError: if there is no config of one of the families, or the image size does not fit it.
@@ -51,6 +55,7 @@ def config_to_pretrain(name_or_path: str, image_size: ImageSize | None = None) -
     if image_size is not None and image_size != image_size_of(config):
         config = resized_config(config, image_size)
         check_image_size(config)
+    config.num_channels = num_channels or config.num_channels
     return config
 
 
@@ -84,7 +89,8 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
 
     Position embeddings and tables are interpolated where `config` has another image size. What the checkpoint lacks
     (the decoder, a mask token, BEiT's last LayerNorm) is new. A mask token of zeros, as many are published with, starts
-    from N(0, 0.02).
+    from N(0, 0.02). Where `config` has other channels, `adapted_to_channels` makes the first layer, and the decoder is
+    new.
 
     Args:
         name_or_path: directory or Hub id.
@@ -97,32 +103,63 @@ def warm_start(name_or_path: str, config: PreTrainedConfig, attn_implementation:
     saved = load_config(name_or_path)
     is_classifier, old_config = isinstance(saved, KamimViTClassifierConfig), _to_pretrain(saved, name_or_path)
     old_size, new_size = image_size_of(old_config), image_size_of(config)
-    is_resized = old_size != new_size
+    is_resized, has_other_channels = old_size != new_size, old_config.num_channels != config.num_channels
     model, info = load_whole(
         model_class(config.model_type),
         name_or_path,
         _MAY_BE_NEW,
-        config=old_config if is_resized else config,
+        config=old_config if is_resized or has_other_channels else config,
         dtype=torch.float32,
         attn_implementation=usable_attention(config.model_type, attn_implementation),
         key_mapping={r"^encoder\.": "vit."} if is_classifier else None,
     )
-    resized = ""
-    if is_resized:
-        resized = f", resized from {size_in_words(old_size)} to {size_in_words(new_size)} px"
-        weights = resized_state_dict(model.state_dict(), old_config, config)
+    changes, new = "", {*info["missing_keys"]}
+    if is_resized or has_other_channels:
+        weights = model.state_dict()
+        if is_resized:
+            changes += f", resized from {size_in_words(old_size)} to {size_in_words(new_size)} px"
+            weights = resized_state_dict(weights, old_config, config)
         model = KamimForMaskedImageModeling.from_config(config, attn_implementation=attn_implementation)
-        model.load_state_dict(weights)
-    new = {*info["missing_keys"]}
+        if has_other_channels:
+            changes += f", {_CHANNEL_CHANGE[config.num_channels == 1]} (from {old_config.num_channels} channels)"
+            weights, dropped = adapted_to_channels(weights, model.state_dict())
+            new |= dropped
+        model.load_state_dict(weights, strict=not has_other_channels)
+    zero_tokens: set[str] = set()
     if not model.mask_token.any():
         nn.init.trunc_normal_(model.mask_token, std=0.02)
-        new |= {name for name, parameter in model.named_parameters() if parameter is model.mask_token}
-    loaded = len(model.state_dict()) - len(info["missing_keys"])
+        zero_tokens = {name for name, parameter in model.named_parameters() if parameter is model.mask_token} - new
+        new |= zero_tokens
+    loaded = len(model.state_dict()) - len(new - zero_tokens)
     summary = (
-        f"{loaded} tensors of {name_or_path} ({config.model_type}) loaded{resized}; new: {_parts(new)}; left out: "
+        f"{loaded} tensors of {name_or_path} ({config.model_type}) loaded{changes}; new: {_parts(new)}; left out: "
         f"{_parts(info['unexpected_keys'])}"
     )
     return WarmStart(model, summary)
+
+
+def adapted_to_channels(
+    weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], set[str]]:
+    """Return the weights of a model for images of other channels, and the names of those that do not fit it.
+
+    The first layer sums its weights over the channels for gray; for C channels it repeats those of the c old ones in
+    their order, times c / C, so that features keep their scale. What predicts pixels does not fit.
+
+    Args:
+        weights: of the old model.
+        wanted: of the new one; their shapes tell its channels.
+    """
+    adapted = {}
+    for name, weight in weights.items():
+        shape = wanted[name].shape
+        if weight.shape == shape:
+            adapted[name] = weight
+        elif weight.ndim == 4 and weight.shape[2:] == shape[2:] and weight.shape[0] == shape[0]:
+            old, new = weight.shape[1], shape[1]
+            order = torch.arange(new) % old
+            adapted[name] = weight.sum(1, keepdim=True) if new == 1 else weight[:, order] * (old / new)
+    return adapted, {*weights} - {*adapted}
 
 
 def _parts(names: Iterable[str]) -> str:

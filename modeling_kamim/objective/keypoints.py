@@ -99,6 +99,25 @@ def _check_image(image: Any) -> None:
     )
 
 
+def keypoint_image(pixels: np.ndarray, channel: int | None = None) -> np.ndarray:
+    """Return what a `KeypointDetector` sees of an image of any channels and depth.
+
+    Args:
+        pixels: `(height, width, channels)`, uint8, or float in [0, 255], which is rounded.
+        channel: its number, from 0; None for RGB and gray as they are, and of other images the mean over the channels.
+
+    Returns:
+        `(height, width, 3)`, uint8; RGB, or three equal channels.
+    """
+    if channel is not None:
+        pixels = pixels[..., channel : channel + 1]
+    elif pixels.shape[2] not in (1, 3):
+        pixels = pixels.mean(axis=2, keepdims=True, dtype=np.float32)
+    if pixels.dtype != np.uint8:
+        pixels = np.rint(pixels).clip(0, 255).astype(np.uint8)
+    return pixels if pixels.shape[2] == 3 else cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_GRAY2RGB)
+
+
 def draw_rings(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
     """Draw a ring of radius 3 px around every keypoint with `cv2.drawKeypoints`.
 

@@ -14,7 +14,7 @@ from ..data.stored_density import DensityDetector
 from ..data.views import RandomView, crop_ratios
 from ..errors import InputError
 from ..files import check_output_dir
-from ..limits import ImageSize, check_ranges, height_and_width, size_in_words, written_size
+from ..limits import ImageSize, check_range, check_ranges, height_and_width, size_in_words, written_size
 from ..models.families import FAMILIES, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
@@ -52,6 +52,14 @@ class KamimArguments:
         default=None, help="Side of the input in pixels, or its height and width; the checkpoint's, or 192."
     )
     patch_size: int | None = HfArg(default=None, help="Side of a patch of random weights in pixels; the family's.")
+    num_channels: int = HfArg(
+        default=None, help="Channels of the images, 1 for gray; the checkpoint's, or 3 (docs/images.md)."
+    )
+    image_mean: list[float] | None = HfArg(
+        default=None,
+        help="Mean of each channel in units of [0, 1]; the checkpoint's, for RGB ImageNet's, or measured.",
+    )
+    image_std: list[float] | None = HfArg(default=None, help="Standard deviation of each channel, as image_mean.")
     mask_patch_size: int = HfArg(
         default=None, help="Side of a masked block in pixels; 32 (vit_mae: a patch), or the nearest that fits."
     )
@@ -72,6 +80,9 @@ class KamimArguments:
     )
     keypoint_source: Literal["map", "online"] = HfArg(
         default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
+    )
+    keypoint_channel: int | None = HfArg(
+        default=None, help="Channel, from 0, in which keypoints are detected; RGB as it is, of others the mean."
     )
     weight_patch_size: int = HfArg(
         default=None, help="Side of a weight cell (w_ps) in pixels; 8, or the largest below that divides the image."
@@ -94,6 +105,8 @@ class KamimArguments:
         family, patch_size = family_of(config), config.patch_size
         self.model_type = config.model_type
         self.image_size = image_size_of(config)  # type: ignore[assignment]
+        self.num_channels = config.num_channels
+        self._check_channels()
         sides = height_and_width(self.image_size)
         if self.mask_patch_size is None:
             most = patch_size if family.drops_masked else min(32, *(side // 2 for side in sides))
@@ -116,6 +129,22 @@ class KamimArguments:
         if self.weighting != "none" and self.keypoint_source == "map":
             self.densities().check_cells(self.weight_patch_size)
 
+    def _check_channels(self) -> None:
+        check_range("num_channels", self.num_channels)
+        if self.keypoint_channel is not None and self.keypoint_channel >= self.num_channels:
+            raise InputError(
+                f"keypoint_channel is {self.keypoint_channel}, and the images have the channels 0 to "
+                f"{self.num_channels - 1}"
+            )
+        if (self.image_mean is None) != (self.image_std is None):
+            raise InputError("image_mean and image_std belong together; give both or neither")
+        for name in ("image_mean", "image_std"):
+            numbers = getattr(self, name)
+            if numbers is not None and len(numbers) not in (1, self.num_channels):
+                raise InputError(
+                    f"{name} has {len(numbers)} numbers; give {self.num_channels}, one for each channel, or one for all"
+                )
+
     @property
     def method(self) -> str:
         """Name of the method: "simmim" or "mae", "kamim", or "kamim-" and the name of a control weighting."""
@@ -131,7 +160,8 @@ class KamimArguments:
         """
         source = self.model_name_or_path or self.config_name
         if source is None:
-            given = settings if self.patch_size is None else {"patch_size": self.patch_size, **settings}
+            sizes = {"patch_size": self.patch_size, "num_channels": self.num_channels}
+            given = {**{key: value for key, value in sizes.items() if value is not None}, **settings}
             return build_config(
                 self.model_type or "vit", self.model_size, self.image_size or 192, self.config_overrides, **given
             )
@@ -141,7 +171,7 @@ class KamimArguments:
         for other, value in others.items():
             if value is not None:
                 raise InputError(f"{other} is {value!r}, and {name} is {source!r}; leave out one of them")
-        config = config_to_pretrain(source, self.image_size)
+        config = config_to_pretrain(source, self.image_size, self.num_channels)
         for key in ("model_type", "patch_size"):
             if getattr(self, key) not in (None, getattr(config, key)):
                 raise InputError(
@@ -164,6 +194,8 @@ class KamimArguments:
             detector=self.detector() if is_weighted and is_online else None,
             densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
+            num_channels=self.num_channels,
+            keypoint_channel=self.keypoint_channel,
         )
 
     def cell_weighting(self) -> CellWeighting | None:
@@ -188,7 +220,13 @@ class KamimArguments:
 
     def densities(self) -> DensityDetector:
         """Return the detector of whole images that these arguments describe."""
-        return DensityDetector(self.detector(), self.image_size, self.crop_min_scale)
+        return DensityDetector(
+            self.detector(),
+            self.image_size,
+            self.crop_min_scale,
+            channel=self.keypoint_channel,
+            num_channels=self.num_channels,
+        )
 
     def random_view(self) -> RandomView:
         """Return the crop and flips that these arguments describe."""

@@ -58,7 +58,7 @@ def reconstruction_figure(
     """Draw a row for each image: original, masked image, reconstruction (visible pixels kept), and weights.
 
     Args:
-        pixel_values: `(num_images, 3, height, width)`, normalized.
+        pixel_values: `(num_images, channels, height, width)`, normalized; see `shown_in_rgb`.
         mask: `(num_images, rows, columns)`, bool, True where a patch is masked.
         reconstruction: like `pixel_values`.
         weights: `(num_images, weight_rows, weight_columns)`, 1 or more.
@@ -76,7 +76,7 @@ def reconstruction_figure(
             axis = axes[row][column]
             axis.set_axis_off()
             if row == 0:
-                axis.set_title(title)
+                axis.set_title(title + (channels_note(pixel_values.shape[1]) if title == "original" else ""))
             if title == "weights":
                 shown = axis.imshow(images[row], cmap="magma", norm=weight_norm(images))
             else:
@@ -105,9 +105,24 @@ def pixels_of_mask(mask: torch.Tensor, pixel_values: torch.Tensor) -> np.ndarray
 
 
 def to_rgb(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Return images in [0, 1], `(num_images, height, width, 3)`, of normalized `(num_images, 3, height, width)`."""
+    """Return images in [0, 1], `(num_images, height, width, 3)`, of normalized `(num_images, channels, height, width)`.
+
+    See `shown_in_rgb`.
+    """
     channels_last = images.permute(0, 2, 3, 1).float().numpy()
-    return (channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1)
+    return shown_in_rgb((channels_last * np.asarray(std) + np.asarray(mean)).clip(0, 1))
+
+
+def shown_in_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Return `(..., 3)` of `(..., channels)`: RGB as it is, the first three channels, or of fewer the first in gray."""
+    return pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1].repeat(3, axis=-1)
+
+
+def channels_note(num_channels: int) -> str:
+    """Return which channels a picture shows, to put behind its title; "" for gray and RGB."""
+    if num_channels in (1, 3):
+        return ""
+    return " (channels 0 to 2)" if num_channels > 3 else " (channel 0)"
 
 
 def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:

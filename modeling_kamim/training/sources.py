@@ -80,7 +80,13 @@ class Source(ABC):
         with self.args.main_process_first(desc="preparing the images"):
             num_proc, pixel_range = self.data_args.num_proc, transform.pixel_range
             rows, bad = prepare_images(
-                rows, self.image_column, transform.densities, self.skips_bad_images, num_proc, pixel_range
+                rows,
+                self.image_column,
+                transform.densities,
+                self.skips_bad_images,
+                num_proc,
+                pixel_range,
+                transform.num_channels,
             )
         self.bad_images += bad
         return SampleDataset(rows.select_columns(list(transform.columns)), transform, self.args.seed)

@@ -17,6 +17,7 @@ from transformers import TrainingArguments
 
 from ...errors import InputError
 from ...limits import check_ranges
+from ..arrays import array_dtype, encoded_array
 from ..decoding import BadImageError
 from ..samples import MaskedImageTransform, settle_worker
 from .parquet import ParquetFiles
@@ -146,9 +147,18 @@ class SampleStream(IterableDataset):
     def _sample(self, row: Row) -> dict[str, Any]:
         number = row.file << _ROW_BITS | row.number
         image = row.columns[self.transform.image_column]
-        columns = {**row.columns, self.transform.image_column: _as_source(image)}
+        columns = {**row.columns, self.transform.image_column: self._as_source(image)}
         rng = Random(self.readers[0].seed << 128 | row.after.epoch << 64 | number)
         return {**self.transform(columns, rng), "sample_index": number}
+
+    def _as_source(self, image: Any) -> dict[str, Any] | None:
+        """Return an image of a Parquet file (a struct, plain bytes, a path, an array) as `decode_image` takes it."""
+        if isinstance(image, Mapping):
+            return {"bytes": image.get("bytes"), "path": image.get("path")}
+        if isinstance(image, list):
+            dtype = array_dtype(self.readers[0].files.features[self.transform.image_column])
+            return encoded_array(image, dtype or "float32")
+        return {"bytes": image if isinstance(image, bytes) else None, "path": image if isinstance(image, str) else None}
 
     def name_of(self, sample_index: int) -> str:
         """Return the row and file of a sample, in words."""
@@ -208,13 +218,6 @@ class SampleStream(IterableDataset):
 
 def _state_file(folder: Path, process_index: int | str) -> Path:
     return folder / f"stream_state_{process_index}.json"
-
-
-def _as_source(image: Any) -> dict[str, Any]:
-    """Return an image of a Parquet file (a struct, plain bytes or a path) as `decode_image` takes it."""
-    if isinstance(image, Mapping):
-        return {"bytes": image.get("bytes"), "path": image.get("path")}
-    return {"bytes": image if isinstance(image, bytes) else None, "path": image if isinstance(image, str) else None}
 
 
 def collate_stream(items: Sequence[tuple[dict[str, Any], Progress]]) -> dict[str, Any]:
