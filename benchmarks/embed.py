@@ -5,7 +5,8 @@
 Both run the same encoder with random weights, in batches of the same size, in fp32, with the same number of threads;
 rounds are interleaved, and medians are reported. "embed" is all of `kamim embed` but loading the model: it decodes,
 resizes, normalizes, runs the encoder, and writes Parquet. `--num_workers` processes decode meanwhile: on a CPU they
-take time of the cores that compute, so the default is one worker and one thread, for two cores.
+take time of the cores that compute, so the default is one worker and one thread, for two cores. `in_process` compares
+the CPU time of the process that runs the encoder alone, which other work on the machine changes little.
 """
 
 import argparse
@@ -59,27 +60,31 @@ def main() -> None:
 
 def measure(
     embedder: Embedder, rows: datasets.Dataset, column: str, folder: Path, rounds: int
-) -> dict[str, list[float]]:
-    """Seconds of every round, interleaved."""
+) -> dict[str, np.ndarray]:
+    """Seconds of every round, interleaved: on the wall, and of this process's CPU time."""
     writer = EmbeddingWriter(column, None, {"train": RowIds("train")})
     shard = Shard("train", rows, 0, len(rows), folder / "none.parquet")
     size = embedder.backbone.image_size
     ready = [torch.randn(len(part), 3, size, size) for part in embedder.batches_of(0, len(rows))]
-    seconds: dict[str, list[float]] = {"bare model": [], "embed": []}
-    for number in tqdm(range(rounds + 1), desc="rounds"):
-        start = time.perf_counter()
+    seconds: dict[str, list[tuple[float, float]]] = {"bare model": [], "embed": []}
+
+    def run_model() -> None:
         with torch.inference_mode():
             for pixels in ready:
                 embedder.backbone.model(pixels)
-        middle = time.perf_counter()
-        writer([replace(shard, file=folder / f"{number}.parquet")], embedder)
-        if number:  # the first warms up
-            seconds["bare model"].append(middle - start)
-            seconds["embed"].append(time.perf_counter() - middle)
-    return seconds
+
+    def embed() -> None:
+        writer([replace(shard, file=folder / f"{len(seconds['embed'])}.parquet")], embedder)
+
+    for _ in tqdm(range(rounds + 1), desc="rounds"):
+        for name, work in (("bare model", run_model), ("embed", embed)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            work()
+            seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: np.array(values[1:]) for name, values in seconds.items()}  # the first warms up
 
 
-def report(args: argparse.Namespace, seconds: dict[str, list[float]], num_images: int) -> None:
+def report(args: argparse.Namespace, seconds: dict[str, np.ndarray], num_images: int) -> None:
     print(
         f"{args.model_type}-{args.model_size}, {args.image_size} px, {num_images} images in batches of "
         f"{args.batch_size}, {args.pooling}, {args.threads} thread(s), {args.num_workers} worker(s), "
@@ -88,9 +93,9 @@ def report(args: argparse.Namespace, seconds: dict[str, list[float]], num_images
     print("| what | images/s |")
     print("|---|---|")
     for name, values in seconds.items():
-        print(f"| {name} | {num_images / np.median(values):.1f} |")
-    bare, embed = (np.array(values) for values in seconds.values())
-    print(f"\nRATIO embed_vs_model={np.median(bare / embed):.3f}")
+        print(f"| {name} | {num_images / np.median(values[:, 0]):.1f} |")
+    ratio, in_process = np.median(seconds["bare model"] / seconds["embed"], axis=0)
+    print(f"\nRATIO embed_vs_model={ratio:.3f} in_process={in_process:.3f}")
 
 
 if __name__ == "__main__":
