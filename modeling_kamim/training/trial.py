@@ -56,7 +56,6 @@ class TrialArguments:
     dataloader_num_workers: int = HfArg(default=0, help="Processes that load images; 0 is the training itself.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = HfArg(default="auto", help="As for kamim pretrain.")
     attention: Literal["auto", "sdpa", "eager"] = HfArg(default="auto", help="As for kamim pretrain.")
-    gradient_checkpointing: bool = HfArg(default=False, help="Save memory by a second forward pass.")
     use_cpu: bool = HfArg(default=False, help="Do not use an accelerator.")
 
     def __post_init__(self):
@@ -143,7 +142,7 @@ class Trial:
         if self.keypoint_seconds:
             lines[2] += f"; once, to detect keypoints: {in_words(num_images * self.keypoint_seconds)}"
         if self.memory > self.available:
-            lines[3] += ": too much; give a smaller --per_device_train_batch_size, or --gradient_checkpointing true"
+            lines[3] += ": too much; give a smaller --per_device_train_batch_size"
         return "\n".join(lines)
 
     def facts(self, num_images: int, epochs: float) -> dict[str, Any]:
@@ -281,8 +280,6 @@ class _Steps:
         self.args, self.samples, self.is_cuda = args, samples, args.device.type == "cuda"
         self.model = KamimForMaskedImageModeling.from_config(config, attn_implementation=args.attn_implementation)
         self.model.to(args.device).train()
-        if args.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
         make, settings = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
         self.optimizer = make(self.model.parameters(), **settings)
         processor = image_processor(image_size_of(config))
