@@ -16,6 +16,7 @@ Exit status: 0 if all images are good, 1 if some are bad or outside, 2 for wrong
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,8 @@ def main() -> None:
     else:
         check = _check(source, images, image_column)
         print(check.report())
+        if check.num_channels != 3:
+            kamim_args.num_channels = check.num_channels
         facts = _weights(check, source, kamim_args, training_rows(images), image_column)
         facts |= _estimate(check, source, kamim_args, trial_args, training_rows(images), image_column)
 
@@ -82,8 +85,8 @@ def _weights(
     if kamim_args.weighting == "none":
         return {}
     given = WeightSettings(kamim_args.detector(), kamim_args.weight_patch_size, kamim_args.temperature)
-    views = (kamim_args.image_size, kamim_args.random_view())
-    advice = advise(rows, image_column, given, *views, check.pixel_range, source.num_proc)
+    transform = kamim_args.transform(image_column, patch_size=1)
+    advice = advise(rows, given, replace(transform, pixel_range=check.pixel_range), source.num_proc)
     if advice is None:
         return {}
     print(advice.report())

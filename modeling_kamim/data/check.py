@@ -15,7 +15,7 @@ import datasets
 from ..errors import printable
 from ..models.pixel_range import PixelRange
 from .attach_density import map_images, measure_pixel_range
-from .decoding import bad_density
+from .decoding import BadImageError, bad_density, own_channels
 from .inspection import DEEP, FACTS, inspect_image
 from .keypoint_share import TOLERATED, describe_share
 from .near_copies import near_copies
@@ -52,6 +52,7 @@ class DatasetCheck:
     near_shared: list[str] = field(default_factory=list)  # the same, where the earlier one is in another split
     pixels: Counter[str] = field(default_factory=Counter)  # "8-bit RGB": images that are stored so
     pixel_range: PixelRange | None = None  # that scales images of more than 8 bits; None where there are none
+    num_channels: int = 3  # that training takes
     num_without_keypoints: int = 0  # images in which FAST finds nothing at 192 px
     short_sides: list[int] = field(default_factory=list)  # in pixels, of the images that can be decoded
     long_sides: list[int] = field(default_factory=list)
@@ -114,6 +115,8 @@ class DatasetCheck:
         deep, total = len(self.unusual.get(DEEP, ())), len(self.short_sides)
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in self.pixels.most_common())
         lines = [f"Pixels: {kinds}."] if kinds else []
+        if self.num_channels != 3:
+            lines.append(f"Training takes --num_channels {self.num_channels}.")
         if self.pixel_range is not None:
             lines.append(f"Training scales the {deep:,} of more than 8 bits: {self.pixel_range} becomes 0 to 255.")
         if self.num_without_keypoints > TOLERATED * total:
@@ -137,10 +140,13 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     check = DatasetCheck()
     start = time.perf_counter()
     seen: dict[bytes, _Seen] = {}
-    check.pixel_range = measure_pixel_range(training_rows(images), image_column, num_proc)
+    train = training_rows(images)
+    check.num_channels = _channels_of_first(train, image_column)
+    check.pixel_range = measure_pixel_range(train, image_column, num_proc, check.num_channels)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
-        settings, once = {"pixel_range": check.pixel_range}, {"load_from_cache_file": False, "keep_in_memory": True}
+        settings = {"pixel_range": check.pixel_range, "num_channels": check.num_channels}
+        once = {"load_from_cache_file": False, "keep_in_memory": True}
         what = f"Checking {split}"
         for row in map_images(rows, _inspect_batch, image_column, FACTS, settings, num_proc, what, **once):
             _add(check, row, split, seen)
@@ -151,12 +157,20 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     return check
 
 
+def _channels_of_first(rows: datasets.Dataset, image_column: str) -> int:
+    """Return the channels of the first image, which all should have; 3 if it is gray or cannot be decoded."""
+    try:
+        return own_channels(rows[0][image_column]) if len(rows) else 3
+    except BadImageError:
+        return 3
+
+
 def _inspect_batch(
-    rows: dict[str, list], indices: list[int], image_column: str, pixel_range: PixelRange | None
+    rows: dict[str, list], indices: list[int], image_column: str, pixel_range: PixelRange | None, num_channels: int
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
     numbered = zip(rows[image_column], indices, strict=True)
-    found = [inspect_image(source, index, pixel_range) for source, index in numbered]
+    found = [inspect_image(source, index, pixel_range, num_channels) for source, index in numbered]
     return {name: [row[name] for row in found] for name in FACTS}
 
 

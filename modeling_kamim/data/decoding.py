@@ -267,13 +267,23 @@ def _jpeg_header(data: bytes) -> bytes:
 
 def _stored_pixels(data: bytes, num_channels: int) -> np.ndarray:
     """Return the pixels of an image, `(height, width, channels)`: uint8, or as they are stored if they are deeper."""
-    if is_npy(data):
-        pixels = finite_pixels(read_npy(data, num_channels))
-    elif is_tiff(data) and (num_channels not in (1, 3) or not _opens(data)):
-        pixels = finite_pixels(read_tiff(data))
-    else:
-        pixels = _decode_with_pillow(data, num_channels)
+    array = read_array(data, num_channels)
+    pixels = _decode_with_pillow(data, num_channels) if array is None else finite_pixels(array)
     return np.ascontiguousarray(pixels)
+
+
+def read_array(data: bytes, num_channels: int) -> np.ndarray | None:
+    """Return the pixels of a NumPy file, or of a TIFF that Pillow does not read or the model takes no colors of.
+
+    Returns:
+        `(height, width, channels)` of its own type; None for any other image.
+
+    Raises:
+        ValueError: as `read_npy` and `read_tiff`.
+    """
+    if is_npy(data):
+        return read_npy(data, num_channels)
+    return read_tiff(data) if is_tiff(data) and (num_channels not in (1, 3) or not _opens(data)) else None
 
 
 def _check_channels(pixels: np.ndarray, num_channels: int, label: str) -> None:

@@ -9,8 +9,8 @@ from PIL import Image
 
 from ..errors import printable
 from ..models.pixel_range import PixelRange, is_deep
-from ..objective.keypoints import KeypointDetector
-from .decoding import BadImageError, decode_image, open_image, read_image
+from ..objective.keypoints import KeypointDetector, keypoint_image
+from .decoding import BadImageError, decode_image, open_image, read_array, read_image
 from .near_copies import look_of
 from .stored_density import DensityDetector
 
@@ -29,28 +29,37 @@ _PNG_START = b"\x89PNG"
 _DEFAULT = DensityDetector(KeypointDetector(), image_size=192)
 
 
-def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None) -> dict[str, Any]:
+def inspect_image(
+    source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None, num_channels: int = 3
+) -> dict[str, Any]:
     """Return the facts of one image, as `FACTS` lists them; `error` and `reason` are None where it is good.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`.
         row: of the split, to name an image that has no name.
         pixel_range: by which it is scaled if it has more than 8 bits.
+        num_channels: that it should have.
     """
     name = printable((source or {}).get("path") or f"the image in row {row}")
     facts: dict[str, Any] = {**dict.fromkeys(FACTS), "name": name}
     try:
         data = read_image(source, name)
-        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range)
+        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range, num_channels)
     except BadImageError as error:
         return facts | {"error": error.finding, "reason": error.reason}
     height, width = image.shape[:2]
-    small = cv2.resize(image, _DEFAULT.detection_size(height, width))  # what follows takes as long for any image
+    shown = keypoint_image(image)
+    small = cv2.resize(shown, _DEFAULT.detection_size(height, width))  # what follows takes as long for any image
     is_plain = bool(cv2.meanStdDev(small)[1].max() < PLAIN)
     traits = {f"of one color (deviation below {PLAIN} gray levels)": is_plain, **_traits_of_shape(height, width)}
-    with open_image(data) as opened:
-        channels, bits = channels_and_bits(opened)
-        traits = _traits_of_file(opened, data) | traits
+    array = read_array(data, num_channels)
+    if array is not None:
+        channels, bits = array.shape[2], 8 * array.dtype.itemsize
+        traits[DEEP] = bits > 8
+    else:
+        with open_image(data) as opened:
+            channels, bits = channels_and_bits(opened)
+            traits = _traits_of_file(opened, data) | traits
     return facts | {
         "height": height,
         "width": width,

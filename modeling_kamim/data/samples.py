@@ -83,8 +83,7 @@ class MaskedImageTransform:
             BadImageError: if the image cannot be decoded, or its stored density cannot be used.
         """
         image = decode_image(row[self.image_column], pixel_range=self.pixel_range, num_channels=self.num_channels)
-        height, width = image.shape[:2]
-        view = self.random_view(height, width, rng) if self.random_view else View.whole(height, width)
+        view = self.draw_view(image, rng)
         pixels = view.of_image(image, self.image_size)
         mask = block_mask(self.image_size, self.mask_patch_size, self.patch_size, self.mask_ratio, rng)
         sample = {"pixel_values": channels_first(pixels), "bool_masked_pos": torch.from_numpy(mask)}
@@ -98,6 +97,11 @@ class MaskedImageTransform:
             grid = (side // self.weight_patch_size for side in height_and_width(self.image_size))
             sample["cell_order"] = torch.from_numpy(random_order(math.prod(grid), rng))
         return sample
+
+    def draw_view(self, image: np.ndarray, rng: Random) -> View:
+        """Return a crop of an image, with its flips."""
+        height, width = image.shape[:2]
+        return self.random_view(height, width, rng) if self.random_view else View.whole(height, width)
 
     def _density(self, stored: DensityFormat, row: dict[str, Any]) -> np.ndarray:
         try:

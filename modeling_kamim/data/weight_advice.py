@@ -18,14 +18,13 @@ import numpy as np
 import torch
 
 from ..limits import ImageSize, height_and_width, size_in_words
-from ..models.pixel_range import PixelRange
 from ..objective.density import cell_density
-from ..objective.keypoints import DETECTORS, KeypointDetector
+from ..objective.keypoints import DETECTORS, KeypointDetector, keypoint_image
 from ..objective.weighting import keypoint_weights
 from .attach_density import map_images, process_rows
 from .decoding import decode_image
 from .fingerprint import sampled
-from .views import RandomView
+from .samples import MaskedImageTransform
 
 NUM_IMAGES = 128  # of the sample
 FLAT = 0.95  # effective cells from which on the weights are flat, as a share
@@ -150,44 +149,30 @@ class WeightAdvice:
 
 
 def advise(
-    rows: datasets.Dataset,
-    image_column: str,
-    given: WeightSettings,
-    image_size: ImageSize,
-    view: RandomView,
-    pixel_range: PixelRange | None = None,
-    num_proc: int | None = None,
+    rows: datasets.Dataset, given: WeightSettings, transform: MaskedImageTransform, num_proc: int | None = None
 ) -> WeightAdvice | None:
     """Measure the weights of at most 128 images with several detectors, and choose settings.
 
     Args:
-        rows: training rows with an `image_column` of `datasets.Image(decode=False)`.
+        rows: training rows, with images as `datasets.Image(decode=False)`.
         given: settings to judge, and to stay close to.
-        image_size: of a crop, in pixels.
-        view: of the crops.
-        pixel_range: by which images of more than 8 bits are scaled.
+        transform: of the training, for its crops.
 
     Returns:
         The advice; None if no image of the sample can be decoded.
     """
-    detectors = _detectors(given.detector)
-    settings = {
-        "detectors": detectors,
-        "view": view,
-        "image_size": image_size,
-        "cell": given.weight_patch_size,
-        "pixel_range": pixel_range,
-    }
+    detectors, column = _detectors(given.detector), transform.image_column
+    settings = {"detectors": detectors, "transform": transform}
     columns = {name: datasets.List(datasets.Value("float32")) for name in detectors}
     chosen, once = rows.select(sampled(len(rows), NUM_IMAGES)), {"load_from_cache_file": False, "keep_in_memory": True}
-    mapped = map_images(chosen, _densities_batch, image_column, columns, settings, num_proc, "Weighing cells", **once)
+    mapped = map_images(chosen, _densities_batch, column, columns, settings, num_proc, "Weighing cells", **once)
     found = [row for row in mapped if all(cells is not None for cells in row.values())]
     if not found:
         return None
-    grid = [side // given.weight_patch_size for side in height_and_width(image_size)]
+    grid = [side // given.weight_patch_size for side in height_and_width(transform.image_size)]
     densities = {name: np.array([row[name] for row in found], np.float32).reshape(-1, *grid) for name in columns}
     measured = {name: WeightStatistics.of(density, given.temperature) for name, density in densities.items()}
-    return WeightAdvice(given, len(found), image_size, measured, _choose(given, detectors, densities))
+    return WeightAdvice(given, len(found), transform.image_size, measured, _choose(given, detectors, densities))
 
 
 def _densities_batch(
@@ -195,21 +180,18 @@ def _densities_batch(
     indices: list[int],
     image_column: str,
     detectors: Mapping[str, KeypointDetector],
-    view: RandomView,
-    image_size: ImageSize,
-    cell: int,
-    pixel_range: PixelRange | None,
+    transform: MaskedImageTransform,
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
 
     def detect(source: dict[str, Any], name: str) -> dict[str, np.ndarray]:
-        image = decode_image(source, name, pixel_range)
-        height, width = image.shape[:2]
-        crop = view(height, width, Random(name)).of_image(image, image_size)
-        return {key: cell_density(detector(crop), cell).ravel() for key, detector in detectors.items()}
+        image = decode_image(source, name, transform.pixel_range, transform.num_channels)
+        crop = transform.draw_view(image, Random(name)).of_image(image, transform.image_size)
+        shown = keypoint_image(crop, transform.keypoint_channel)
+        return {key: cell_density(detector(shown), transform.weight_patch_size) for key, detector in detectors.items()}
 
     found = [densities or {} for densities, _ in process_rows(rows[image_column], indices, True, detect)]
-    return {name: [densities.get(name) for densities in found] for name in detectors}
+    return {name: [densities[name].ravel() if densities else None for densities in found] for name in detectors}
 
 
 def _detectors(given: KeypointDetector) -> dict[str, KeypointDetector]:

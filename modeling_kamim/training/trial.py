@@ -251,7 +251,7 @@ def _prepared(rows: list[dict[str, Any]], transform: MaskedImageTransform) -> tu
     for row in rows:
         start = time.perf_counter()
         try:
-            image = decode_image(row[column], pixel_range=transform.pixel_range)
+            image = decode_image(row[column], pixel_range=transform.pixel_range, num_channels=transform.num_channels)
         except BadImageError:
             continue
         kept = {column: row[column]}
@@ -282,7 +282,7 @@ class _Steps:
         self.model.to(args.device).train()
         make, settings = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
         self.optimizer = make(self.model.parameters(), **settings)
-        processor = image_processor(image_size_of(config))
+        processor = image_processor(image_size_of(config), None, None, [0.5], [0.25])  # any takes as long
         self.inputs = (processor, args.device, kamim_args.cell_weighting(), kamim_args.num_cells)
         gpu = torch.cuda.get_device_properties(args.device).total_memory if self.is_cuda else None
         self.available = gpu or psutil.virtual_memory().total

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from modeling_kamim.commands.tables import PRETRAINING_ARGUMENTS
 from PIL import Image
 
 from modeling_kamim import KeypointDetector
+from modeling_kamim.api.groups import PRETRAINING_ARGUMENTS
 from modeling_kamim.commands.parser import parse
+from modeling_kamim.data.samples import MaskedImageTransform
 from modeling_kamim.data.views import RandomView
 from modeling_kamim.data.weight_advice import CONCENTRATED, FLAT, SATURATED, WeightSettings, WeightStatistics, advise
 
@@ -37,7 +38,8 @@ def rows_of(images):
 
 
 def advice_for(images, settings=PAPER, **options):
-    return advise(rows_of(images), "image", settings, SIZE, RandomView(), **options)
+    transform = MaskedImageTransform("image", SIZE, 16, 32, 0.6, settings.weight_patch_size, RandomView(), **options)
+    return advise(rows_of(images), settings, transform)
 
 
 def test_the_paper_settings_stay_for_photographs(photographs):
