@@ -8,8 +8,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
+from nbclient import NotebookClient
 from PIL import Image
 from tiny_models import tiny_config, tiny_vit
 from transformers import HfArgumentParser
@@ -64,6 +66,12 @@ def place(tmp_path, monkeypatch):
     for name in ("outputs/mine", "user/kamim-vit-t"):
         model.save_pretrained(tmp_path / name)
         image_processor(config.image_size).save_pretrained(tmp_path / name)
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "path/to/images" / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "path/to/images" / name / f"{number}.jpg")
     monkeypatch.chdir(tmp_path)
 
 
@@ -71,6 +79,20 @@ def place(tmp_path, monkeypatch):
 def test_snippets_run(place, snippet):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8))
     exec(compile(snippet, "snippet", "exec"), {"image": image})
+
+
+def test_the_notebook_runs_and_is_saved_without_outputs(monkeypatch, tmp_path):
+    notebook = nbformat.read(ROOT / "examples" / "kamim.ipynb", as_version=4)
+    assert len(notebook.cells) < 15
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in notebook.cells)
+    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
+    assert "steps = 200" in first.source
+    first.source = first.source.replace("steps = 200", "steps = 2")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in data for data in shown) == 2
+    assert sum("data:image/png;base64," in data.get("text/html", "") for data in shown) == 1
 
 
 class Parsed(Exception):

@@ -37,9 +37,9 @@ def rows_of(images):
     return datasets.Dataset.from_dict({"image": sources}, features=features)
 
 
-def advice_for(images, settings=PAPER, **options):
-    transform = MaskedImageTransform("image", SIZE, 16, 32, 0.6, settings.weight_patch_size, RandomView(), **options)
-    return advise(rows_of(images), settings, transform)
+def advice_for(images, settings=PAPER, num_proc=None):
+    transform = MaskedImageTransform("image", SIZE, 16, 32, 0.6, settings.weight_patch_size, RandomView())
+    return advise(rows_of(images), settings, transform, num_proc)
 
 
 def test_the_paper_settings_stay_for_photographs(photographs):
