@@ -1,5 +1,7 @@
 """Encoders of transformers and timm, as features of every layer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -37,7 +39,7 @@ class Backbone(nn.Module):
         """Size of the input in pixels: one number for a square, else [height, width]."""
         config = self.model.config
         if config.model_type == "timm_wrapper":
-            return written_size(config.pretrained_cfg.get("input_size", (3, 224, 224))[1:])
+            return written_size((config.pretrained_cfg or {}).get("input_size", (3, 224, 224))[1:])
         return image_size_of(config) if getattr(config, "image_size", None) else 224
 
     def place_of(self, layer: int | None, default: int) -> int:
@@ -62,16 +64,17 @@ class Backbone(nn.Module):
         outputs = self.model(pixel_values, output_hidden_states=True)
         is_timm = self.model.config.model_type == "timm_wrapper"
         blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
-        pooled = [self._pool(layer) for layer in (*blocks, outputs.last_hidden_state)]
+        sides = pixel_values.shape[2:]
+        pooled = [self._pool(layer, sides) for layer in (*blocks, outputs.last_hidden_state)]
         width = max(features.shape[1] for features in pooled)
         return torch.stack([nn.functional.pad(features, (0, width - features.shape[1])) for features in pooled], dim=1)
 
-    def _pool(self, layer: torch.Tensor) -> torch.Tensor:
+    def _pool(self, layer: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
         if layer.ndim == 4:
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
-        prefix = prefix_length(self.model.config, layer.shape[1], self.image_size)
+        prefix = prefix_length(self.model.config, layer.shape[1], sides)
         if self.pooling == "mean":
             return layer[:, prefix:].mean(dim=1)
         if prefix == 0:
@@ -79,7 +82,7 @@ class Backbone(nn.Module):
         return layer[:, 0]
 
 
-def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: ImageSize) -> int:
+def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: int | Sequence[int]) -> int:
     """CLS and registers among the tokens of an encoder: its family's, or of another what the patches leave.
 
     Args:
