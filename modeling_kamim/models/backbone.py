@@ -1,5 +1,7 @@
 """Encoders of transformers and timm, as features of every layer."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -38,7 +40,7 @@ class Backbone(nn.Module):
         """Size of the input in pixels: one number for a square, else [height, width]."""
         config = self.model.config
         if config.model_type == "timm_wrapper":
-            return written_size(config.pretrained_cfg.get("input_size", (3, 224, 224))[1:])
+            return written_size((config.pretrained_cfg or {}).get("input_size", (3, 224, 224))[1:])
         return image_size_of(config) if getattr(config, "image_size", None) else 224
 
     def place_of(self, layer: int | None, default: int) -> int:
@@ -74,22 +76,22 @@ class Backbone(nn.Module):
         Returns:
             `(batch_size, dimension)` each; `(batch_size, patches, dimension)` where the pooling is "patches".
         """
-        outputs = self.model(pixel_values, output_hidden_states=place != -1)
+        outputs, sides = self.model(pixel_values, output_hidden_states=place != -1), pixel_values.shape[2:]
         if place == -1:
-            return [self._pool(outputs.last_hidden_state)]
+            return [self._pool(outputs.last_hidden_state, sides)]
         is_timm = self.model.config.model_type == "timm_wrapper"
         blocks = outputs.hidden_states[0 if is_timm else 1 :]  # the others begin with the embeddings
         found = (*blocks, outputs.last_hidden_state)
-        return [self._pool(layer) for layer in (found if place is None else (found[place],))]
+        return [self._pool(layer, sides) for layer in (found if place is None else (found[place],))]
 
-    def _pool(self, layer: torch.Tensor) -> torch.Tensor:
+    def _pool(self, layer: torch.Tensor, sides: Sequence[int]) -> torch.Tensor:
         if layer.ndim == 4:
             if self.pooling == "patches":
                 return layer.flatten(2).transpose(1, 2)
             if self.pooling == "cls":
                 raise InputError(f"{self.model.config.model_type} gives maps without a CLS token; use --pooling mean")
             return layer.mean(dim=(2, 3))
-        prefix = prefix_length(self.model.config, layer.shape[1], self.image_size)
+        prefix = prefix_length(self.model.config, layer.shape[1], sides)
         if self.pooling == "mean":
             return layer[:, prefix:].mean(dim=1)
         if self.pooling == "patches":
@@ -106,7 +108,7 @@ def input_channels(config: PreTrainedConfig) -> int:
     return getattr(config, "num_channels", None) or 3
 
 
-def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: ImageSize) -> int:
+def prefix_length(config: PreTrainedConfig, num_tokens: int, image_size: int | Sequence[int]) -> int:
     """CLS and registers among the tokens of an encoder: its family's, or of another what the patches leave.
 
     Args:

@@ -170,6 +170,11 @@ def test_timm_models_give_features(tmp_path):
     config = TimmWrapperConfig(architecture="vit_tiny_patch16_224", model_args={"img_size": 64}, do_pooling=False)
     features = Backbone(TimmWrapperModel(config).eval())(torch.randn(1, 3, 64, 64))
     assert features.shape == (1, 13, 192)
+    config.model_args["img_size"] = (32, 64)
+    backbone, pixels = Backbone(TimmWrapperModel(config).eval()), torch.randn(1, 3, 32, 64)
+    tokens = backbone.model(pixels).last_hidden_state
+    assert tokens.shape[1] == 1 + 2 * 4
+    torch.testing.assert_close(backbone(pixels)[:, -1], tokens[:, 1:].mean(dim=1))
 
 
 def test_cls_is_read_where_there_is_one():
