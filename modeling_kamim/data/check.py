@@ -6,19 +6,20 @@ import re
 import statistics
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import cv2
 import datasets
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import printable
-from ..models.pixel_range import PixelRange, is_deep
+from ..models.pixel_range import PixelRange
 from ..objective.keypoints import KeypointDetector
 from .attach_density import map_images, measure_pixel_range
-from .decoding import BadImageError, bad_density, decode_image, open_image, read_image
+from .decoding import BadImageError, bad_density, decode_image, is_deep_image, open_image, own_channels, read_image
 from .keypoint_share import TOLERATED, describe_share
 from .stored_density import DensityDetector, density_label, stored_columns
 
@@ -131,10 +132,12 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     start = time.perf_counter()
     seen: dict[bytes, tuple[str, str]] = {}
     train = images["train"] if "train" in images else next(iter(images.values()))
-    check.pixel_range = measure_pixel_range(train, image_column, num_proc)
+    num_channels = _channels_of_first(train, image_column)
+    check.pixel_range = measure_pixel_range(train, image_column, num_proc, num_channels)
     for split, rows in images.items():
         check.num_images[split] = len(rows)
-        settings, once = {"pixel_range": check.pixel_range}, {"load_from_cache_file": False, "keep_in_memory": True}
+        settings = {"pixel_range": check.pixel_range, "num_channels": num_channels}
+        once = {"load_from_cache_file": False, "keep_in_memory": True}
         what = f"Checking {split}"
         for row in map_images(rows, _inspect_batch, image_column, _COLUMNS, settings, num_proc, what, **once):
             _add(check, row, split, seen)
@@ -144,28 +147,39 @@ def check_dataset(images: datasets.DatasetDict, image_column: str, num_proc: int
     return check
 
 
+def _channels_of_first(rows: datasets.Dataset, image_column: str) -> int:
+    """Return the channels of the first image, which all should have; 3 if it is gray or cannot be decoded."""
+    try:
+        return own_channels(rows[0][image_column]) if len(rows) else 3
+    except BadImageError:
+        return 3
+
+
 def _inspect_batch(
-    rows: dict[str, list], indices: list[int], image_column: str, pixel_range: PixelRange | None
+    rows: dict[str, list], indices: list[int], image_column: str, pixel_range: PixelRange | None, num_channels: int
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
     numbered = zip(rows[image_column], indices, strict=True)
-    found = [inspect_image(source, index, pixel_range) for source, index in numbered]
+    found = [inspect_image(source, index, pixel_range, num_channels) for source, index in numbered]
     return {name: [row[name] for row in found] for name in _COLUMNS}
 
 
-def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None) -> dict[str, Any]:
+def inspect_image(
+    source: dict[str, Any] | None, row: int, pixel_range: PixelRange | None = None, num_channels: int = 3
+) -> dict[str, Any]:
     """Return the facts of one image, as `_COLUMNS` lists them; `error` and `reason` are None where it is good.
 
     Args:
         source: `{"bytes": bytes | None, "path": str | None}`.
         row: of the split, to name an image that has no name.
         pixel_range: by which it is scaled if it has more than 8 bits.
+        num_channels: that it should have.
     """
     name = printable((source or {}).get("path") or f"the image in row {row}")
     facts: dict[str, Any] = {**dict.fromkeys(_COLUMNS), "name": name}
     try:
         data = read_image(source, name)
-        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range)
+        image = decode_image({"bytes": data, "path": (source or {}).get("path")}, name, pixel_range, num_channels)
     except BadImageError as error:
         return facts | {"error": error.finding, "reason": error.reason}
     height, width = image.shape[:2]
@@ -183,17 +197,18 @@ def inspect_image(source: dict[str, Any] | None, row: int, pixel_range: PixelRan
 def _traits(data: bytes, height: int, width: int) -> list[str]:
     """Return what is unusual in an image: in its file, and in its shape."""
     short, long = sorted((height, width))
-    with open_image(data) as image:
+    traits = {}
+    with suppress(UnidentifiedImageError), open_image(data) as image:
         traits = {
             "gray": image.mode in ("1", "L", "LA", "La") or image.mode[0] in "IF",
             "CMYK": image.mode == "CMYK",
             "palette": image.mode in ("P", "PA"),
-            _DEEP: is_deep(image),
             "transparency (dropped)": "A" in image.getbands() or "transparency" in image.info,
             "animated (its first frame is used)": image.format != "MPO" and _is_animated(image),
             "turned by EXIF": image.getexif().get(_ORIENTATION, 1) in range(2, 9),
         }
     traits |= {
+        _DEEP: is_deep_image({"bytes": data}),
         "wrong checksums though it decodes": data.startswith(_PNG_START) and not _has_right_checksums(data),
         f"tiny (a side below {TINY} px)": short < TINY,
         f"strip (one side over {STRIP} times the other)": long > STRIP * short,
