@@ -107,7 +107,7 @@ def _pretrain(
         kamim_args.image_std,
     )
     page = CheckpointPage(settings, training_args, dataset)
-    card = partial(pretraining_card, page.run, model.config)
+    card = partial(pretraining_card, page.run, model.config, processor=processor)
     page.ask_hub(card())
 
     shown = make_samples(source, kamim_args, model.config.patch_size, processor)

@@ -2,7 +2,6 @@
 
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any, BinaryIO
 import datasets
 import numpy as np
 import tifffile
-from datasets.data_files import DataFilesDict, get_data_patterns
-from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
 NPY = ".npy"
 _NPY_START = b"\x93NUMPY"
@@ -124,24 +121,6 @@ def read_tiff(data: bytes) -> np.ndarray:
         pixels, height, width = series.asarray(squeeze=False), series.axes.index("Y"), series.axes.index("X")
     order = [height, width, *(axis for axis in range(pixels.ndim) if axis not in (height, width))]
     return pixels.transpose(order).reshape(pixels.shape[height], pixels.shape[width], -1)
-
-
-class ArrayFolder(ImageFolder):
-    """The image folder of `datasets` (classes, splits, metadata files), which reads NumPy files too."""
-
-    EXTENSIONS = [*ImageFolder.EXTENSIONS, NPY]
-
-
-def holds_npy(folder: Path) -> bool:
-    """Return whether a NumPy file lies in a folder, at any depth."""
-    return any(name.lower().endswith(NPY) for *_, names in os.walk(folder) for name in names)
-
-
-def array_folder(folder: Path) -> datasets.DatasetBuilder:
-    """Return the builder of a folder of NumPy files, images, or both."""
-    base = str(folder.resolve())
-    files = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base)
-    return ArrayFolder(dataset_name=folder.resolve().name, base_path=base, data_files=files)
 
 
 def array_dtype(feature: Any) -> str | None:

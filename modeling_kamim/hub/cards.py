@@ -46,7 +46,11 @@ class Run:
 
 
 def pretraining_card(
-    run: Run, config: PreTrainedConfig, log: Sequence[Mapping[str, Any]] = (), batch_size: int | None = None
+    run: Run,
+    config: PreTrainedConfig,
+    log: Sequence[Mapping[str, Any]] = (),
+    batch_size: int | None = None,
+    processor: Any = None,
 ) -> ModelCard:
     """Return the card of a pretrained encoder; without a log, the card of a run that has not begun.
 
@@ -54,6 +58,7 @@ def pretraining_card(
         config: of the model, with the objective's settings in `config.kamim`.
         log: `trainer.state.log_history`; its largest step is the length of the training.
         batch_size: images per optimizer step over all devices.
+        processor: of the images, for its mean, std and pixel range where the images are not plain RGB.
     """
     losses = [entry for entry in log if entry.get("loss") is not None]
     num_steps = max((entry["step"] for entry in log), default=0)
@@ -82,6 +87,11 @@ def pretraining_card(
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
         is_kamim=weighting != "none",
         kamim=config.kamim,
+        layout=_layout(config),
+        num_channels=config.num_channels,
+        mean=list(getattr(processor, "image_mean", None) or []),
+        std=list(getattr(processor, "image_std", None) or []),
+        is_deep=getattr(processor, "pixel_range", None) is not None,
         curves=bool(losses),
         losses=_loss_table(losses),
     )
@@ -109,6 +119,7 @@ def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str 
         head="a linear layer on its frozen features" if mode == "linear_probe" else "all weights fine-tuned",
         num_classes=config.num_labels,
         image_size=size_in_words(image_size_of(config)),
+        layout=_layout(config),
         encoder=_name(encoder, "checkpoint") if encoder else "random weights: a baseline",
         trust=", trust_remote_code=True" if config.model_type == KamimViTClassifierConfig.model_type else "",
     )
@@ -282,6 +293,11 @@ def _architecture(config: PreTrainedConfig) -> str:
     title = FAMILIES[config.model_type].title if config.model_type in FAMILIES else "ViT"
     width = getattr(config, "embed_dim", None) or config.hidden_size
     return f"A {title} (width {width}, {model_depth(config)} blocks, {config.patch_size} px patches)"
+
+
+def _layout(config: PreTrainedConfig) -> str:
+    """What transformers' processors have to be told of arrays that are neither gray nor RGB."""
+    return "" if config.num_channels in (1, 3) else ', input_data_format="channels_last"'
 
 
 def _loss_table(losses: Sequence[Mapping[str, Any]]) -> str:

@@ -126,7 +126,7 @@ def test_commands_are_understood(monkeypatch, only_parse, command):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     words = shlex.split(re.sub("{{.*?}}", "64", command).split(" | ")[0])
     monkeypatch.chdir(ROOT)  # where the configs are
-    monkeypatch.setattr(arguments, "config_to_pretrain", lambda name, size: tiny_config("dinov2", size or 32))
+    monkeypatch.setattr(arguments, "config_to_pretrain", lambda name, size, channels: tiny_config("dinov2", size or 32))
     start = next(number for number, word in enumerate(words) if word.endswith(".py") or word.split(".")[-1] in COMMANDS)
     name = words[start].split(".")[-1]
     if name in COMMANDS:
