@@ -24,7 +24,6 @@ from ..training.figures import LINE_COLORS, MARKERS, label_weights, weight_norm
 from .attention import COLLAPSED_NMI
 from .pictures import AttentionMaps, Reconstructions, TokenPlane
 
-matplotlib.use("agg")
 Row = dict[str, Any]
 REFERENCE: dict[str, Any] = {"color": "0.45", "linestyle": ":", "marker": "x", "markersize": 4, "linewidth": 1.3}
 UNIFORM: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}

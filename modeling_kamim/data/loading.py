@@ -277,7 +277,7 @@ def keep_encoded(dataset: datasets.Dataset, image_column: str) -> datasets.Datas
     Raises:
         InputError: if the column cannot hold images.
     """
-    if array_dtype(dataset.features[image_column]):
+    if array_dtype(dataset.features.get(image_column)):
         return encode_arrays(dataset, image_column)
     try:
         return dataset.cast_column(image_column, datasets.Image(decode=False))

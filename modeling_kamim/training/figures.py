@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -18,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import first_line
 from ..objective.masking import upsample
 
-matplotlib.use("agg")
 logger = logging.getLogger(__name__)
 # Distinct for the color-blind (Okabe and Ito), without the yellow that white paper swallows
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -10,6 +10,7 @@ import threading
 
 import cv2
 import datasets
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -140,6 +141,7 @@ def state_of_process():
         "gradients": torch.is_grad_enabled(),
         "progress bars": datasets.are_progress_bars_disabled(),
         "directory": os.getcwd(),
+        "matplotlib": dict(matplotlib.rcParams),
     }
 
 

@@ -124,7 +124,7 @@ CARDS = sorted((ROOT / "modeling_kamim" / "hub" / "templates").glob("*.md"))
 @pytest.mark.parametrize("command", [*named(TEXTS + CARDS, commands), *named(SCRIPTS, docstring_lines)])
 def test_commands_are_understood(monkeypatch, only_parse, command):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    words = shlex.split(re.sub("{{.*?}}", "64", command).split(" | ")[0])
+    words = shlex.split(re.sub("{{.*?}}", "64", re.sub("{%.*?%}", "", command)).split(" | ")[0])
     monkeypatch.chdir(ROOT)  # where the configs are
     monkeypatch.setattr(arguments, "config_to_pretrain", lambda name, size, channels: tiny_config("dinov2", size or 32))
     start = next(number for number, word in enumerate(words) if word.endswith(".py") or word.split(".")[-1] in COMMANDS)

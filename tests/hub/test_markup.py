@@ -21,6 +21,7 @@ from results import result
 from modeling_kamim.analysis import plots as analysis_figures
 from modeling_kamim.analysis.findings import Section, cka_sentences
 from modeling_kamim.analysis.findings import write_report as write_analysis
+from modeling_kamim.api import pretraining
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.evaluation import outcome
@@ -245,8 +246,8 @@ def test_a_failing_picture_costs_no_pretraining(monkeypatch, tmp_path, caplog):
     def fails(*arguments):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(run_mim, "reconstruction_figure", fails)
-    monkeypatch.setattr(run_mim, "curves_figure", fails)
+    monkeypatch.setattr(pretraining, "reconstruction_figure", fails)
+    monkeypatch.setattr(pretraining, "curves_figure", fails)
     data, output = write_classes(tmp_path / "data", ["a"]), tmp_path / "out"
     words = ["--dataset_name", str(data), "--output_dir", str(output), "--model_size", "tiny", "--image_size", "32"]
     words += [
