@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from ..errors import InputError
 
 _ENOUGH_PIXELS = 1_000_000  # for the range of one image
+_MOST_SHOWN = 8  # channels in a text
 PERCENTILES = (0.1, 99.9)  # dead and hot pixels do not set the range
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _DEEP_COLORS = re.compile(";16[BLN]")  # of Pillow's raw modes; "BGR;16" has 16 bits in a pixel
@@ -79,7 +80,8 @@ class PixelRange:
 
     def __str__(self):
         pairs = list(zip(np.ravel(self.low).tolist(), np.ravel(self.high).tolist(), strict=True))
-        return ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in pairs)
+        more = f", ... ({len(pairs)} channels)" if len(pairs) > _MOST_SHOWN else ""
+        return ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in pairs[:_MOST_SHOWN]) + more
 
 
 EIGHT_BITS = PixelRange(0.0, 255.0)

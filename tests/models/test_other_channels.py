@@ -32,7 +32,7 @@ def test_features_stay_those_of_the_repeated_channels(model_type, channels, tmp_
     else:  # R, G, B, R, times 3/4
         rgb = 0.75 * torch.cat([many[:, :1] + many[:, 3:], many[:, 1:3]], dim=1)
     expected, found = features(model.base_model, rgb), features(start.model.base_model, many)
-    assert torch.allclose(expected, found, atol=1e-5)
+    assert torch.allclose(expected, found, rtol=1e-3, atol=1e-4)
     how = "summed over the channels" if channels == 1 else "repeated over the channels and scaled"
     assert (
         f"the first layer {how} (from 3 channels)" in start.summary and "decoder (" in start.summary.split("new: ")[1]
