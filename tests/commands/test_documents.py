@@ -18,7 +18,8 @@ from transformers import HfArgumentParser
 
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.commands.main import COMMANDS
-from modeling_kamim.models.processor import image_processor
+from modeling_kamim.models.pixel_range import PixelRange
+from modeling_kamim.models.processor import image_processor, keep_pixel_range
 from modeling_kamim.training import arguments
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,10 @@ def place(tmp_path, monkeypatch):
     for name in ("outputs/mine", "user/kamim-vit-t"):
         model.save_pretrained(tmp_path / name)
         image_processor(config.image_size).save_pretrained(tmp_path / name)
+    bands = tiny_vit(num_channels=6)
+    KamimForMaskedImageModeling.from_config(bands).save_pretrained(tmp_path / "outputs/bands")
+    processor = image_processor(bands.image_size, None, 6, [0.5], [0.25])
+    keep_pixel_range(processor, PixelRange((0.0,) * 6, (3000.0,) * 6)).save_pretrained(tmp_path / "outputs/bands")
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (tmp_path / "path/to/images" / name).mkdir(parents=True)
