@@ -43,6 +43,7 @@ RANGES: dict[str, Range] = {
     "image_size": _COUNT,
     "patch_size": _COUNT,
     "num_channels": Range("from 1 to 511: OpenCV resizes no more channels", lambda n: 1 <= n <= 511),
+    "keypoint_image_size": Range("at least 1 pixel", lambda n: n >= 1),
     "keypoint_channel": Range("at least 0: channels are counted from 0", lambda n: n >= 0),
     "image_mean": Range("a finite number, in units of [0, 1]", math.isfinite),
     "image_std": Range("a finite number above 0, in units of [0, 1]", lambda x: 0 < x < math.inf),
@@ -65,9 +66,7 @@ RANGES: dict[str, Range] = {
     "gradient_accumulation_steps": _COUNT,
     "eval_accumulation_steps": _COUNT,
     "num_train_epochs": Range("above 0 and at most 1,000,000", lambda x: 0 < x <= 1_000_000),
-    "max_steps": Range(
-        "from 1 to 1,000,000,000, or -1 for num_train_epochs", lambda n: n == -1 or 1 <= n <= 1_000_000_000
-    ),
+    "max_steps": Range("from 0 to 1,000,000,000, or -1 for num_train_epochs", lambda n: -1 <= n <= 1_000_000_000),
     "logging_steps": _INTERVAL,
     "eval_steps": _INTERVAL,
     "save_steps": _INTERVAL,
@@ -119,6 +118,12 @@ def written_size(size: int | Sequence[int]) -> ImageSize:
     """Return a size as configs and results hold it: one number for a square, else [height, width]."""
     height, width = height_and_width(size)
     return height if height == width else [height, width]
+
+
+def scaled_size(size: int | Sequence[int], longer_side: int | None) -> ImageSize:
+    """Return a size of the same shape with this longer side; the size itself for None."""
+    sides = height_and_width(size)
+    return written_size(sides if longer_side is None else [round(side * longer_side / max(sides)) for side in sides])
 
 
 def size_in_words(size: int | Sequence[int]) -> str:

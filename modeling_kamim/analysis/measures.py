@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
-from ..limits import height_and_width, size_in_words
-from ..objective.density import cell_density
+from ..limits import height_and_width, scaled_size, size_in_words
+from ..objective.density import grid_density
 from ..objective.keypoints import KeypointDetector, keypoint_image
 from ..objective.masking import block_mask
 from ..objective.weighting import keypoint_weights
@@ -237,6 +238,7 @@ class KeypointSettings:
             trained.get("keypoint_detector", "fast"), trained.get("keypoint_footprint", "circle"), parameters
         )
         self.channel: int | None = trained.get("keypoint_channel")
+        self.detection_size: int | None = trained.get("keypoint_image_size")
         self.cell_size: int = trained.get("weight_patch_size", 8)
         self.temperature: float = trained.get("temperature", 0.25)
         self.mask_patch_size: int = any_kamim.get("mask_patch_size", 32)
@@ -251,8 +253,14 @@ class KeypointSettings:
         sides = views[0].shape[:2]
         if any(side % self.cell_size for side in sides):
             raise AnalysisRefused(f"weight cells of {self.cell_size} px do not divide its {size_in_words(sides)} px")
-        densities = [cell_density(self.detector(keypoint_image(view, self.channel)), self.cell_size) for view in views]
+        densities = [self._density(keypoint_image(view, self.channel)) for view in views]
         return keypoint_weights(torch.from_numpy(np.stack(densities)), self.temperature)
+
+    def _density(self, image: np.ndarray) -> np.ndarray:
+        """Return the density in the cells of an image, which is enlarged if keypoints were detected in larger ones."""
+        rows, columns = (side // self.cell_size for side in image.shape[:2])
+        height, width = height_and_width(scaled_size(image.shape[:2], self.detection_size))
+        return grid_density(self.detector(cv2.resize(image, (width, height))), rows, columns)
 
     def describe(self) -> str:
         """Return the settings in one line."""

@@ -37,7 +37,7 @@ from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
 from ..training.launch import check_launch
-from ..training.resume import find_checkpoint, run_settings
+from ..training.resume import find_checkpoint, run_settings, save_settings
 from ..training.run_directory import claimed, step_of
 from ..training.sources import Source, open_source
 from ..training.trainer import MaskedImageTrainer
@@ -52,6 +52,7 @@ CONFIG_KEYS = (
     "keypoint_detector",
     "keypoint_detector_args",
     "keypoint_channel",
+    "keypoint_image_size",
     "keypoint_footprint",
     "keypoint_source",
     "mask_patch_size",
@@ -229,16 +230,24 @@ def describe_run(
 
 
 def train_and_score(trainer: MaskedImageTrainer, checkpoint: str | None) -> None:
-    """Train, save the model, evaluate it where there are validation images, and save metrics and state."""
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    """Train, save the model, evaluate it where there are validation images, and save metrics and state.
+
+    Of 0 steps the starting weights are saved: to what a training is compared.
+    """
+    if trainer.args.max_steps == 0:
+        logger.info("max_steps is 0: saving the starting weights")
+    else:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.log_metrics("train", result.metrics)
+        trainer.save_metrics("train", result.metrics)
     trainer.save_model()
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
     if trainer.eval_dataset is not None:
         metrics = trainer.evaluate()
         trainer.log_metrics("eval", metrics)
         trainer.save_metrics("eval", metrics)
     trainer.save_state()
+    if trainer.args.should_save and trainer.run_settings is not None:
+        save_settings(Path(trainer.args.output_dir), trainer.run_settings)
 
 
 def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:

@@ -20,10 +20,10 @@ COMMANDS = {
     "push": "publish a checkpoint on the Hub",
     "convert": "read checkpoints of KAMIM's authors, SimMIM, MAE and MoCo v3",
     "export": "write an encoder for timm or ONNX",
-    "sweep": "print the commands of a table of runs",
+    "study": "run arms with seeds and probes, and report their differences",
     "configs": "list the recipes that come with this package, or copy one",
 }
-_OWN_OPTIONS = ("report", "convert", "export", "configs")  # these check their few options themselves, quickly
+_OWN_OPTIONS = ("report", "study", "convert", "export", "configs")  # these check their few options themselves, quickly
 
 
 def main() -> None:

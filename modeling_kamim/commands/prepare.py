@@ -71,9 +71,8 @@ def main() -> None:
     list_bad_images(bad_images, output_dir, should_save=True)
 
     logger.info("The prepared data set and its card are in %s", output_dir)
-    run_settings = changed(
-        args, "image_size", "num_channels", "keypoint_footprint", "keypoint_channel", "crop_min_scale"
-    )
+    names = ("image_size", "num_channels", "keypoint_footprint", "keypoint_channel", "keypoint_image_size")
+    run_settings = changed(args, *names, "crop_min_scale")
     if args.keypoint_detector[0] != "fast":
         run_settings["keypoint_detector"] = args.keypoint_detector[0]
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))

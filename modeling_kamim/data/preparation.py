@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .. import files
 from ..errors import InputError
 from ..hub.cards import prepared_dataset_card
-from ..limits import ImageSize, check_ranges, height_and_width, written_size
+from ..limits import ImageSize, check_ranges, height_and_width, scaled_size, written_size
 from ..models.pixel_range import PixelRange
 from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
 from .arrays import NPY, encode_npy
@@ -55,6 +55,13 @@ class PreparationArguments:
     num_channels: int = field(
         default=3, metadata={"help": "Channels of the images: 3, also for gray that a model of RGB is to see, 1, ..."}
     )
+    keypoint_image_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Longer side of an average crop in pixels at which keypoints are detected; image_size where not "
+            "given."
+        },
+    )
     keypoint_channel: int | None = field(
         default=None,
         metadata={"help": "Channel, from 0, in which keypoints are detected; RGB as it is, of others the mean."},
@@ -85,7 +92,8 @@ class PreparationArguments:
     def densities(self) -> tuple[DensityDetector, ...]:
         """Return the density detectors that these arguments describe."""
         detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
-        scale, channels = (self.image_size, self.crop_min_scale), (self.keypoint_channel, self.num_channels)
+        scale = scaled_size(self.image_size, self.keypoint_image_size), self.crop_min_scale
+        channels = (self.keypoint_channel, self.num_channels)
         return tuple(DensityDetector(detector, *scale, KEYPOINTS_VERSION, *channels) for detector in detectors)
 
 

@@ -98,6 +98,11 @@ class MaskedImageTransform:
             sample["cell_order"] = torch.from_numpy(random_order(math.prod(grid), rng))
         return sample
 
+    @property
+    def detection_size(self) -> ImageSize:
+        """Size of the crops, in pixels, at which keypoints are detected."""
+        return self.densities.image_size if self.densities else self.image_size
+
     def draw_view(self, image: np.ndarray, rng: Random) -> View:
         """Return a crop of an image, with its flips."""
         height, width = image.shape[:2]

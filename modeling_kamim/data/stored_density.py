@@ -88,7 +88,7 @@ class DensityDetector:
 
     Args:
         detector: of the keypoints.
-        image_size: of the crops after resizing, in pixels.
+        image_size: of the crops at detection, in pixels.
         min_scale: least area of the crops as a share of the image, in (0, 1]; see `RandomView`.
         version: of the densities; part of the cache key.
         channel: in which keypoints are detected; None as in `keypoint_image`.
@@ -159,9 +159,9 @@ class DensityDetector:
         down_size, across_size = height_and_width(self.image_size)
         return round(across * across_size), round(down * down_size)
 
-    def check_cells(self, weight_patch_size: int) -> None:
-        """Raise InputError if weight cells are too small for the grid."""
-        side = max(height_and_width(self.image_size))
+    def check_cells(self, weight_patch_size: int, image_size: ImageSize) -> None:
+        """Raise InputError if weight cells, in pixels of the model's input, are too small for the grid."""
+        side = max(height_and_width(image_size))
         smallest = math.ceil(_FINEST_CELL * side / (self.grid * self.min_scale**0.5))
         if weight_patch_size < smallest:
             raise InputError(

@@ -7,7 +7,7 @@ saturated, so that most cells have the largest weight, or concentrated, so that 
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..limits import ImageSize, height_and_width, size_in_words
-from ..objective.density import cell_density
+from ..objective.density import grid_density
 from ..objective.keypoints import DETECTORS, KeypointDetector, keypoint_image
 from ..objective.weighting import keypoint_weights
 from .attach_density import map_images, process_rows
@@ -162,14 +162,14 @@ def advise(
         The advice; None if no image of the sample can be decoded.
     """
     detectors, column = _detectors(given.detector), transform.image_column
-    settings = {"detectors": detectors, "transform": transform}
+    grid = [side // given.weight_patch_size for side in height_and_width(transform.image_size)]
+    settings = {"detectors": detectors, "transform": transform, "grid": grid}
     columns = {name: datasets.List(datasets.Value("float32")) for name in detectors}
     chosen, once = rows.select(sampled(len(rows), NUM_IMAGES)), {"load_from_cache_file": False, "keep_in_memory": True}
     mapped = map_images(chosen, _densities_batch, column, columns, settings, num_proc, "Weighing cells", **once)
     found = [row for row in mapped if all(cells is not None for cells in row.values())]
     if not found:
         return None
-    grid = [side // given.weight_patch_size for side in height_and_width(transform.image_size)]
     densities = {name: np.array([row[name] for row in found], np.float32).reshape(-1, *grid) for name in columns}
     measured = {name: WeightStatistics.of(density, given.temperature) for name, density in densities.items()}
     return WeightAdvice(given, len(found), transform.image_size, measured, _choose(given, detectors, densities))
@@ -181,14 +181,15 @@ def _densities_batch(
     image_column: str,
     detectors: Mapping[str, KeypointDetector],
     transform: MaskedImageTransform,
+    grid: Sequence[int],
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
 
     def detect(source: dict[str, Any], name: str) -> dict[str, np.ndarray]:
         image = decode_image(source, name, transform.pixel_range, transform.num_channels)
-        crop = transform.draw_view(image, Random(name)).of_image(image, transform.image_size)
-        shown = keypoint_image(crop, transform.keypoint_channel)
-        return {key: cell_density(detector(shown), transform.weight_patch_size) for key, detector in detectors.items()}
+        view = transform.draw_view(image, Random(name))
+        shown = keypoint_image(view.of_image(image, transform.detection_size), transform.keypoint_channel)
+        return {key: grid_density(detector(shown), *grid) for key, detector in detectors.items()}
 
     found = [densities or {} for densities, _ in process_rows(rows[image_column], indices, True, detect)]
     return {name: [densities[name].ravel() if densities else None for densities in found] for name in detectors}

@@ -78,7 +78,8 @@ class CachedEvaluation:
                 logits, rate = probed.logits[place], probed.learning_rates[place]
                 loss = nn.functional.cross_entropy(logits, validation.labels).item()
                 facts = {"optimizer": "adam", "learning_rate": "chosen", "chosen_learning_rate": rate, "loss": loss}
-                rows.append(row("cached", place, logits, **facts))
+                held_out = probed.held_out_accuracy[place].max().item()  # NaN where no class has an image to spare
+                rows.append(row("cached", place, logits, held_out_top1=held_out, **facts))
             votes = nearest_neighbors(features[:, place], train.labels, queries[:, place], num_classes)
             rows.append(row("knn", place, votes, **neighbors))
         return rows

@@ -1,7 +1,7 @@
 """Score and draw reconstructions of one or several models on the same images and masks."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,21 +12,25 @@ from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from ..data.attach_density import prepare_images
 from ..data.loading import DataArguments, choose_splits, find_image_column, keep_encoded, subsample
 from ..data.normalization import fit_processor
 from ..data.samples import MaskedImageTransform, SampleDataset
+from ..data.stored_density import DensityDetector
 from ..errors import InputError
 from ..hub.cards import baseline_name
-from ..limits import size_in_words
+from ..limits import scaled_size, size_in_words
 from ..models.loading import load_pretrained_model
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor
 from ..models.sizes import image_sides, image_size_of, patch_grid
+from ..objective.keypoints import KeypointDetector
 from ..privacy import public_name
 from ..training.batches import prepare_batch
 from ..training.figures import save_figure
 from ..training.trainer import MaskedImageTrainer
 from .charts import comparison_figure
+from .density_error import density_error
 from .features import evaluation_loader
 from .reconstruction import PAPER_MASK_RATIO, score_reconstructions
 from .results import provenance, write_results
@@ -91,8 +95,13 @@ class _ScoredModel:
     ):
         self.name, self.model = name, model.to(args.device)
         config, size = model.config, image_size_of(model.config)
-        mask_patch_size = (getattr(config, "kamim", None) or {}).get("mask_patch_size", 32)
-        self.processor = image_processor(size, name, config.num_channels)
+        channels, kamim = config.num_channels, getattr(config, "kamim", None) or {}
+        mask_patch_size = kamim.get("mask_patch_size", 32)
+        self.processor = image_processor(size, name, channels)
+        # the same for all methods, so that their errors compare
+        densities = DensityDetector(
+            KeypointDetector(), scaled_size(size, kamim.get("keypoint_image_size")), num_channels=channels
+        )
         transform = MaskedImageTransform(
             column,
             size,
@@ -101,10 +110,15 @@ class _ScoredModel:
             PAPER_MASK_RATIO,
             mask_patch_size,
             random_view=None,
-            pixel_range=fit_processor(self.processor, images, column, config.num_channels),
-            num_channels=config.num_channels,
+            densities=densities,
+            pixel_range=fit_processor(self.processor, images, column, channels),
+            num_channels=channels,
         )
-        self.samples = SampleDataset(images.select_columns([column]), transform, args.seed)
+        with args.main_process_first(desc="detecting keypoints"):
+            images, _ = prepare_images(
+                images, column, densities, pixel_range=transform.pixel_range, num_channels=channels
+            )
+        self.samples = SampleDataset(images.select_columns(list(transform.columns)), transform, args.seed)
         self.trainer = MaskedImageTrainer(
             model=model, args=args, processing_class=self.processor, data_collator=default_collate
         )
@@ -114,10 +128,14 @@ class _ScoredModel:
 
     def score(self) -> dict[str, Any]:
         loader = evaluation_loader(self.trainer, self.samples)
-        batches = map(self.prepare, tqdm(loader, desc=public_name(self.name)))
+
+        def batches() -> Iterator[dict[str, torch.Tensor]]:
+            return map(self.prepare, tqdm(loader, desc=public_name(self.name)))
+
         gather = self.trainer.accelerator.gather_for_metrics
         mean, std = self.processor.image_mean, self.processor.image_std
-        scores = score_reconstructions(self.model, batches, mean, std, gather)
+        scores = score_reconstructions(self.model, batches(), mean, std, gather)
+        scores["masked_l1_by_density"] = density_error(self.model, batches(), gather)
         logger.info(
             "%s: masked pixels %.2f dB, SSIM %.3f (%s has %.2f dB, %.3f)",
             *(public_name(self.name), scores["masked_psnr"]["mean"], scores["masked_ssim"]["mean"]),
@@ -130,7 +148,8 @@ class _ScoredModel:
         """Return a few images with their masks, and the model's reconstructions."""
         places = [len(self.samples) * number // NUM_SHOWN for number in range(NUM_SHOWN)]
         batch = self.prepare(default_collate([self.samples[place] for place in places]))
-        return batch, self.model(**batch).reconstruction
+        seen = {name: batch[name] for name in ("pixel_values", "bool_masked_pos")}
+        return batch, self.model(**seen).reconstruction
 
 
 def _draw(models: list[_ScoredModel]) -> Figure:

@@ -1,5 +1,7 @@
 """Classification metrics as `evaluate` metrics, without a download."""
 
+import base64
+
 import datasets
 import evaluate
 import numpy as np
@@ -18,7 +20,8 @@ class ClassificationMetrics(evaluate.Metric):
     `compute(predictions, references, num_classes)`: predictions `(num_images, k)` class indices, best first;
     references `(num_images,)`. Returns, all accuracies in [0, 1]: `top1`, `top5` (of no more classes than there are),
     `top1_interval` (bootstrap 95% interval over images), `per_class` (a list; NaN for a class without images) and
-    `confusion` (`confusion[i][j]` images of class i were taken for class j).
+    `confusion` (`confusion[i][j]` images of class i were taken for class j), and `hits`: which images are right, in
+    their order (see `pack_hits`).
     """
 
     def _info(self):
@@ -43,7 +46,25 @@ class ClassificationMetrics(evaluate.Metric):
             "top1_interval": bootstrap_interval(hits[:, 0]),
             "per_class": per_class.tolist(),
             "confusion": confusion.tolist(),
+            "hits": pack_hits(hits[:, 0]),
         }
+
+
+def pack_hits(hits: np.ndarray) -> str:
+    """Return `(num_images,)` bools as base64 of their bits, so that results can be compared image by image."""
+    return base64.b64encode(np.packbits(hits).tobytes()).decode("ascii")
+
+
+def unpack_hits(packed: str, num_images: int) -> np.ndarray:
+    """Return the `(num_images,)` bools of `pack_hits`.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    bits = np.frombuffer(base64.b64decode(packed), np.uint8)
+    if len(bits) != -(-num_images // 8):
+        raise ValueError(f"{len(bits)} bytes do not hold the hits of {num_images} images")
+    return np.unpackbits(bits, count=num_images).astype(bool)
 
 
 def bootstrap_interval(hits: np.ndarray) -> list[float]:

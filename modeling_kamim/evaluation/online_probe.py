@@ -24,7 +24,8 @@ RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
 class OnlineProbe(TrainerCallback):
     """Logs `probe_top1` and `knn_top1`, in [0, 1], of a labelled data set while a model is pretrained.
 
-    They are scored with the weights of that step, every `probe_steps` optimizer steps and after the last one. The
+    They are scored with the weights of that step: before the first, every `probe_steps` optimizer steps, and after the
+    last one. The
     training is the same without the probe: random generators, weights and modes of modules stay as they are, and
     `images_per_second` leaves out the time. Processes share the images, and then all train the same small probe.
 
@@ -68,6 +69,8 @@ class OnlineProbe(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._last_step = -1
+        if state.global_step == 0:
+            self._log_scores(state, control)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step % self.probe_steps == 0 or control.should_training_stop:

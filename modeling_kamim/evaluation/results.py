@@ -5,8 +5,9 @@ A result is one flat dictionary; None where a field does not apply:
 - protocol ("paper", "cached", "knn", "finetune", ...), mode, layer, pooling, layer_norm, augmentation, optimizer,
   learning_rate, seed: what was done
 - num_train_images, num_validation_images, num_classes, image_size: on what
-- top1, top5, top1_interval, loss, per_class, confusion, wall_time (seconds), chosen_learning_rate: what came out;
-  accuracies in [0, 1]
+- top1, top5, top1_interval, loss, per_class, confusion, wall_time (seconds), chosen_learning_rate, held_out_top1 (of
+  the chosen rate, on training images that were held out), hits (see `metrics.pack_hits`): what came out; accuracies
+  in [0, 1]
 - provenance: what `provenance` gives
 - rows: for several layers or seeds, one such dictionary for each protocol, layer and seed; what all of them share
   stands beside `rows`
@@ -41,7 +42,8 @@ from ..training.run_directory import left_by_others
 
 logger = logging.getLogger(__name__)
 MEASURED = frozenset(
-    ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "wall_time", "chosen_learning_rate")
+    ("top1", "top5", "top1_interval", "loss", "per_class", "confusion", "hits", "wall_time")
+    + ("chosen_learning_rate", "held_out_top1")
 )
 AVERAGED = ("top1", "top5", "loss")
 SCORES = ("masked_psnr", "masked_ssim", "baseline_psnr", "baseline_ssim")

@@ -223,6 +223,8 @@ class ProbingArguments(RecipeArguments):
         if str(self.lr_scheduler_type) != OWN_SCHEDULE and self.lr_scheduler_kwargs is None:
             self._left_open.remove("lr_scheduler_kwargs")  # another schedule does not know ours
         self.follow(PAPER_TRAINING)
+        if self.max_steps == 0:
+            raise InputError("max_steps is 0, and a classifier must be trained; leave it out for num_train_epochs")
         super().__post_init__()
         self.label_names = ["labels"]
 

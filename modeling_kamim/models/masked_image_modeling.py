@@ -80,10 +80,26 @@ class KamimForMaskedImageModeling(PreTrainedModel):
 
     def initialize_weights(self) -> None:
         super().initialize_weights()
+        if getattr(self.config, "mae_init", False):
+            self._initialize_as_mae()
         if not self.family.starts_from_zeros:
             for tokens in self.base_model.embeddings.parameters(recurse=False):
                 if not tokens.is_meta and not tokens.any():
                     init.trunc_normal_(tokens, std=0.02)  # not if it was loaded
+
+    def _initialize_as_mae(self) -> None:
+        """Draw the weights as MAE's code does (arXiv:2111.06377, section A.1): Xavier's uniform ones, patch embeddings
+        as a linear layer; sine-cosine positions where the encoder has a position for each patch, which it may train.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                bound = (6 / (module.weight.shape[0] + module.weight[0].numel())) ** 0.5
+                init.uniform_(module.weight, -bound, bound)
+        positions = getattr(self.base_model.embeddings, "position_embeddings", None)
+        if isinstance(positions, nn.Parameter):
+            patches = mae_positions(patch_grid(self.config), positions.shape[-1])[:, 1:]
+            prefix = torch.zeros(1, positions.shape[1] - patches.shape[1], positions.shape[-1])
+            init.copy_(positions, torch.cat([prefix, patches], dim=1).to(positions))
 
     def reconstruct(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, **kwargs

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 
@@ -28,6 +29,18 @@ def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
     columns = keypoint_map.reshape(height // cell_size, cell_size, width).sum(axis=1, dtype=np.uint16)
     counts = columns.reshape(height // cell_size, width // cell_size, cell_size).sum(axis=2, dtype=np.uint32)
     return counts.astype(np.float32) / np.float32(cell_size**2)
+
+
+def grid_density(keypoint_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """Return Omega of Eq. 2 in as many equal cells, whole pixels or not, by area averages.
+
+    Args:
+        keypoint_map: `(height, width)`, uint8, values {0, 1}; at least a pixel for each cell.
+
+    Returns:
+        `(rows, columns)`, float32 in [0, 1].
+    """
+    return cv2.resize(keypoint_map.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
 
 
 def resample_density(density: torch.Tensor, crop_box: torch.Tensor, num_cells: int | Sequence[int]) -> torch.Tensor:

@@ -14,7 +14,15 @@ from ..data.stored_density import DensityDetector
 from ..data.views import RandomView, crop_ratios
 from ..errors import InputError
 from ..files import check_output_dir
-from ..limits import ImageSize, check_range, check_ranges, height_and_width, size_in_words, written_size
+from ..limits import (
+    ImageSize,
+    check_range,
+    check_ranges,
+    height_and_width,
+    scaled_size,
+    size_in_words,
+    written_size,
+)
 from ..models.families import FAMILIES, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
@@ -48,6 +56,11 @@ class KamimArguments:
     model_size: str = HfArg(
         default=None, help="Size of random weights: tiny, small, base, large, ... (docs/families.md); base."
     )
+    initialization: Literal["transformers", "mae"] = HfArg(
+        default="transformers",
+        help="Random weights: as transformers draws them, or as MAE's code (Xavier, sine-cosine positions), which "
+        "learns faster in short runs.",
+    )
     image_size: list[int] = HfArg(
         default=None, help="Side of the input in pixels, or its height and width; the checkpoint's, or 192."
     )
@@ -80,6 +93,11 @@ class KamimArguments:
     )
     keypoint_source: Literal["map", "online"] = HfArg(
         default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
+    )
+    keypoint_image_size: int | None = HfArg(
+        default=None,
+        help="Longer side of an average crop in pixels at which keypoints are detected (map); image_size where not "
+        "given. Detectors find little in small images: 192 is the paper's.",
     )
     keypoint_channel: int | None = HfArg(
         default=None, help="Channel, from 0, in which keypoints are detected; RGB as it is, of others the mean."
@@ -115,6 +133,11 @@ class KamimArguments:
             self.weight_patch_size = largest_divisor(math.gcd(*sides), 8)
         self.mask_ratio = self.mask_ratio or family.mask_ratio
         self.target, self.loss = self.target or family.target, self.loss or family.loss
+        if self.keypoint_source == "online" and self.keypoint_image_size not in (None, max(sides)):
+            raise InputError(
+                f"keypoint_image_size is {self.keypoint_image_size}, and keypoint_source is online, which detects on "
+                f"crops of image_size {size_in_words(sides)}; leave it out, or take --keypoint_source map"
+            )
         _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
         _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
         _check_divides(f"the {self.model_type} patch size", patch_size, "mask_patch_size", self.mask_patch_size)
@@ -127,7 +150,7 @@ class KamimArguments:
             )
         self.cell_weighting(), self.detector(), self.random_view()
         if self.weighting != "none" and self.keypoint_source == "map":
-            self.densities().check_cells(self.weight_patch_size)
+            self.densities().check_cells(self.weight_patch_size, self.image_size)
 
     def _check_channels(self) -> None:
         check_range("num_channels", self.num_channels)
@@ -162,11 +185,14 @@ class KamimArguments:
         if source is None:
             sizes = {"patch_size": self.patch_size, "num_channels": self.num_channels}
             given = {**{key: value for key, value in sizes.items() if value is not None}, **settings}
+            if self.initialization == "mae":
+                given["mae_init"] = True
             return build_config(
                 self.model_type or "vit", self.model_size, self.image_size or 192, self.config_overrides, **given
             )
         name = "model_name_or_path" if self.model_name_or_path else "config_name"
         others = {"config_name": self.config_name if self.model_name_or_path else None}
+        others |= {"initialization": None if self.initialization == "transformers" else self.initialization}
         others |= {"config_overrides": self.config_overrides, "model_size": self.model_size}
         for other, value in others.items():
             if value is not None:
@@ -222,7 +248,7 @@ class KamimArguments:
         """Return the detector of whole images that these arguments describe."""
         return DensityDetector(
             self.detector(),
-            self.image_size,
+            scaled_size(self.image_size, self.keypoint_image_size),
             self.crop_min_scale,
             channel=self.keypoint_channel,
             num_channels=self.num_channels,
@@ -378,6 +404,9 @@ class PretrainingArguments(RecipeArguments):
 
     output_dir: str = HfArg(default="outputs/mim", help="Where checkpoints and results go.")
     learning_rate: float = HfArg(default=8e-4, help="Peak learning rate.")
+    max_steps: int = HfArg(
+        default=-1, help="Optimizer steps, in place of num_train_epochs; 0 saves the starting weights as they are."
+    )
     max_grad_norm: float = HfArg(default=1.0, help="Clip gradients at this norm; 0 turns it off.")
 
     def __post_init__(self):

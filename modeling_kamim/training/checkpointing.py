@@ -1,6 +1,5 @@
 """Save checkpoints atomically, restore every tensor, and delete only the checkpoints of this run."""
 
-import json
 import logging
 import os
 import shutil
@@ -19,7 +18,7 @@ from ..models.finite import model_tensors, nonfinite_names
 from ..models.loading import load_whole
 from .integrity import faults
 from .launch import largest_of_processes
-from .resume import SETTINGS_FILE, whole_checkpoints
+from .resume import save_settings, whole_checkpoints
 from .run_directory import checkpoints, is_own, sign, step_of
 from .signals import resume_command
 from .throughput import Throughput
@@ -144,8 +143,7 @@ class CheckpointingTrainer(Trainer):
 
     def _complete_checkpoint(self, unfinished: Path) -> None:
         if self.run_settings is not None:
-            text = json.dumps(self.run_settings, indent=2) + "\n"
-            (unfinished / SETTINGS_FILE).write_text(text, encoding="utf-8")
+            save_settings(unfinished, self.run_settings)
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, StatefulCallback):
                 callback.save(unfinished)

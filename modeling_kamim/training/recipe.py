@@ -56,13 +56,13 @@ def check_steps(args: TrainingArguments, num_images: int) -> None:
             f"(per_device_train_batch_size {args.per_device_train_batch_size} on {args.world_size} process(es)), and "
             "incomplete batches are dropped: nothing would be trained; give a smaller per_device_train_batch_size"
         )
-    if args.max_steps < 1:
+    if args.max_steps < 0:
         _check_warmup(args, num_steps(args, num_images))
 
 
 def num_steps(args: TrainingArguments, num_images: int) -> int:
     """Return the number of optimizer steps of a training on so many images."""
-    if args.max_steps > 0:
+    if args.max_steps >= 0:
         return args.max_steps
     steps_per_epoch = math.ceil(_num_batches(args, num_images) / args.gradient_accumulation_steps)
     return math.ceil(args.num_train_epochs * steps_per_epoch)

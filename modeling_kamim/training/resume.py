@@ -128,6 +128,11 @@ def run_settings(*arguments: Any, **facts: Any) -> dict[str, Any]:
     return json.loads(json.dumps(public_settings(json_values({**settings, **facts})), default=str))
 
 
+def save_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write settings of `run_settings` into a checkpoint or the directory of a run."""
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
 def check_settings(checkpoint: str, settings: Mapping[str, Any], force: bool) -> None:
     """Compare the settings of a run with those of the checkpoint that it goes on with, and log all differences.
 

@@ -1,17 +1,15 @@
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS as CLASSIFICATION
 from modeling_kamim.api.groups import COMMAND_ARGUMENTS
 from modeling_kamim.api.groups import PRETRAINING_ARGUMENTS as PRETRAINING
-from modeling_kamim.commands.parser import given_settings, parse, read_yaml
-from modeling_kamim.commands.sweep import SweepArguments, command_lines, main
+from modeling_kamim.commands.parser import parse, read_yaml
 from modeling_kamim.errors import InputError
+from modeling_kamim.study.plan import Study
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("authors", "quickstart", "pretrain", "linear_probe", "finetune", "finetune/strong", "evaluation")
@@ -128,7 +126,7 @@ def test_file_name_tells_what_is_in_the_file(file):
         assert (model_args.mode, method) == (file.parent.name, None)
 
 
-@pytest.mark.parametrize("file", configs(*FOLDERS, "sweeps"))
+@pytest.mark.parametrize("file", configs(*FOLDERS, "studies"))
 def test_header_has_a_command_that_runs_this_file(file):
     header = header_of(file)
     path = file.relative_to(ROOT).as_posix()
@@ -138,14 +136,17 @@ def test_header_has_a_command_that_runs_this_file(file):
     for command in commands:
         start = command.index(path)
         name = command[start - 1].removeprefix("modeling_kamim.commands.")
-        if file.parent.name == "sweeps":
-            assert command[:2] == ["kamim", "sweep"]
+        if file.parent.name == "studies":
+            assert command[:2] == ["kamim", "study"]
             continue
         parse(COMMAND_ARGUMENTS[name], [str(file), *command[start + 1 :], "--use_cpu"])
         assert COMMAND_ARGUMENTS[name] == types_of(file)
 
 
-@pytest.mark.parametrize("file", configs("pretrain", "linear_probe", "finetune", "sweeps"))
+PAPER_STUDIES = [parameter for parameter in configs("studies") if "paper_table" in parameter.id]
+
+
+@pytest.mark.parametrize("file", [*configs("pretrain", "linear_probe", "finetune"), *PAPER_STUDIES])
 def test_header_cites_the_paper(file):
     assert re.search(r"arXiv:2407\.13873,\s+Tables?\s+\d", header_of(file))
 
@@ -233,24 +234,12 @@ def test_unknown_key_suggests_the_nearest(tmp_path, key, nearest):
         parse(PRETRAINING, [f"--{key}", "1"])
 
 
-# Sweeps
+# Studies
 
 
-def expand(file, *argv):
-    (sweep,) = parse((SweepArguments,), [str(file), *argv])
-    return command_lines(sweep)
-
-
-def write_sweep(folder, **changes):
-    keys = {
-        "command": "pretrain",
-        "base": "configs/pretrain/kamim_vit_base__in1k__192__100ep.yaml",
-        "sweep": {"temperature": [0.1, 1]},
-        "output_dir": "outputs/sweep",
-    }
-    file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump({**keys, **changes}, sort_keys=False))
-    return file
+def study_of(name):
+    file = ROOT / "configs" / "studies" / f"{name}.yaml"
+    return Study.read(name, read_yaml(file))
 
 
 @pytest.fixture
@@ -258,127 +247,36 @@ def at_root(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-@pytest.mark.parametrize(
-    ("name", "points", "steps"),
-    [
-        ("table2_weight_patch_size_temperature", 12, ["pretrain", "linear_probe", "finetune"]),
-        ("table4_detectors", 3, ["pretrain", "linear_probe", "finetune"]),
-        ("table5_layer_norm", 4, ["linear_probe"]),
-    ],
-)
-def test_sweep_expands_to_commands_that_parse(name, points, steps, at_root):
-    lines = expand(ROOT / "configs" / "sweeps" / f"{name}.yaml", "--launcher", "accelerate launch")
-    assert len(lines) == len(set(lines)) == points
-    output_dirs = set()
-    for line in lines:
-        commands = [shlex.split(command) for command in line.split(" && ")]
-        assert [Path(command[4]).parent.name for command in commands] == steps
-        checkpoint = None
-        for accelerate, launch, flag, module, *argv in commands:
-            assert (accelerate, launch, flag) == ("accelerate", "launch", "-m")
-            name = module.removeprefix("modeling_kamim.commands.")
-            _, model_args, training_args = parse_arguments(COMMAND_ARGUMENTS[name], argv)
-            if name == "pretrain":
-                checkpoint = training_args.output_dir
-            elif checkpoint is not None:
-                assert model_args.model_name_or_path == checkpoint
-            output_dirs.add(training_args.output_dir)
-    assert len(output_dirs) == points * len(steps)
-
-
-def test_every_sweep_is_tested():
-    assert len(configs("sweeps")) == 3
+def test_table1_has_every_model_with_both_methods(at_root):
+    seen = set()
+    for replicate in study_of("paper_table1").replicates():
+        _, kamim_args, *_, training_args = parse_arguments(PRETRAINING, replicate.pretraining.words)
+        seen.add((kamim_args.method, kamim_args.model_type, kamim_args.model_size))
+        assert (kamim_args.image_size, training_args.num_train_epochs) == (192, 100)
+        assert replicate.evaluations.keys() == {"linear_probe", "finetune"}
+    assert len(seen) == 10
 
 
 def test_table2_is_the_paper_s_grid(at_root):
-    lines = expand(ROOT / "configs" / "sweeps" / "table2_weight_patch_size_temperature.yaml")
+    study = study_of("paper_table2")
     grid = []
-    for line in lines:
-        _, name, *argv = shlex.split(line.split(" && ")[0])
-        _, kamim_args, training_args = parse_arguments(COMMAND_ARGUMENTS[name], argv)
-        grid.append((kamim_args.weight_patch_size, kamim_args.temperature))
+    for replicate in study.replicates():
+        _, kamim_args, *_ = parse_arguments(PRETRAINING, replicate.pretraining.words)
         assert kamim_args.keypoint_source == "online"
-        assert training_args.output_dir.startswith("outputs/table2/weight_patch_size-")
+        if kamim_args.method == "kamim":
+            grid.append((kamim_args.weight_patch_size, kamim_args.temperature))
     assert grid == [(w, t) for w in (8, 16, 32) for t in (0.1, 0.25, 0.5, 1.0)]
+    assert len(study.pairs) == 12
 
 
-def test_sweep_command_lines(tmp_path, at_root):
-    base, probe = "configs/pretrain/kamim_vit_tiny__in1k__192__100ep.yaml", "configs/quickstart/linear_probe.yaml"
-    file = write_sweep(tmp_path, base=base, then=[probe], output_dir="my outputs")
-    point, results = "'my outputs/temperature-0.1'", "'my outputs/temperature-0.1/quickstart'"
-    assert expand(file)[0] == (
-        f"kamim pretrain {base} --temperature 0.1 --output_dir {point} && "
-        f"kamim evaluate {probe} --model_name_or_path {point} --output_dir {results}"
-    )
-
-
-def test_sweep_passes_every_kind_of_value(tmp_path, at_root):
-    sweep = {"keypoint_detector_args": ['{"threshold": 20}'], "lr_scheduler_kwargs": [{"min_lr": 1e-6}], "bf16": [True]}
-    _, name, *argv = shlex.split(expand(write_sweep(tmp_path, sweep=sweep))[0])
-    _, kamim_args, training_args = parse_arguments(COMMAND_ARGUMENTS[name], argv)
-    assert kamim_args.detector().parameters == {"threshold": 20}
-    assert (training_args.lr_scheduler_kwargs, training_args.bf16) == ({"min_lr": 1e-6}, True)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"outputdir": "x"}, "unknown key 'outputdir' in .*; did you mean 'output_dir'"),
-        ({"sweep": {"temperatur": [1]}}, "unknown argument '--temperatur'; did you mean 'temperature'"),
-        ({"sweep": {"temperature": [0.1, -1]}}, "temperature is -1.0"),
-        ({"sweep": {"keypoint_detector": ["fast", "fats"]}}, "invalid choice: 'fats'"),
-        ({"sweep": {"temperature": 0.1}}, "give lines of 'argument: \\[value, value\\]'"),
-        ({"sweep": "temperature"}, "give lines of"),
-        ({"sweep": {}}, "give lines of"),
-        ({"sweep": {"temperature": [1, 1]}}, "two runs of the sweep would write to outputs/sweep/temperature-1"),
-        ({"command": "pretrian"}, "invalid choice: 'pretrian'"),
-        ({"base": "configs/nowhere.yaml"}, "there is no config file"),
-        (
-            {
-                "command": "evaluate",
-                "base": "configs/quickstart/linear_probe.yaml",
-                "then": ["configs/quickstart/linear_probe.yaml"],
-            },
-            "'then' is for the checkpoints of pretrain",
-        ),
-    ],
-)
-def test_sweep_refuses(tmp_path, at_root, changes, message):
-    with pytest.raises(InputError, match=message):
-        expand(write_sweep(tmp_path, **changes))
-
-
-def test_sweep_needs_its_keys(tmp_path):
-    file = tmp_path / "sweep.yaml"
-    file.write_text("command: pretrain\n")
-    with pytest.raises(InputError, match="required: --base, --sweep, --output_dir"):
-        expand(file)
-
-
-def test_sweep_leaves_the_machine_to_the_run(tmp_path, at_root):
-    """Settings that need a GPU can be listed where there is none."""
-    assert len(expand(write_sweep(tmp_path, sweep={"tf32": [True]}))) == 1
-
-
-def test_sweep_prints_one_line_for_each_point(tmp_path, at_root, monkeypatch, capsys):
-    file = write_sweep(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sweep.py", str(file), "--output_dir", "elsewhere"])
-    main()
-    lines = capsys.readouterr().out.splitlines()
-    assert [shlex.split(line)[-1] for line in lines] == ["elsewhere/temperature-0.1", "elsewhere/temperature-1"]
-
-
-def test_the_settings_of_a_run_give_the_same_run_again(tmp_path, monkeypatch):
-    file = tmp_path / "given.yaml"
-    file.write_text("model_size: tiny\ntemperature: 0.5\nlr_scheduler_kwargs: {min_lr: 1.0e-6, warmup_lr_rate: 0.1}\n")
-    monkeypatch.setattr(sys, "argv", ["/opt/run_mim.py"])
-    argv = [str(file), "--temperature", "2", "--seed=7", "--output_dir", "/home/alice/runs", "--push_to_hub"]
-    argv += ["--dataset_name", "/home/alice/pictures", "--hub_token", "hf_0123456789abcdef"]
-    text = given_settings(PRETRAINING, argv)
-    assert "alice" not in text and "hf_" not in text
-    assert text.startswith("# python run_mim.py given.yaml --temperature 2.0 --seed 7 --dataset_name local:pictures\n")
-    again = tmp_path / "settings.yaml"
-    again.write_text(text)
-    for first, second in zip(parse(PRETRAINING, argv), parse(PRETRAINING, [str(again)]), strict=True):
-        differing = {key for key in vars(first) if getattr(first, key) != getattr(second, key)}
-        assert differing <= {"dataset_name", "output_dir", "hub_token", "push_to_hub", "distributed_state", "_command"}
+def test_table5_probes_the_checkpoints_of_table1(at_root):
+    replicates = study_of("paper_table5").replicates()
+    assert all(replicate.pretraining is None for replicate in replicates)
+    table1 = {str(replicate.pretraining.output_dir) for replicate in study_of("paper_table1").replicates()}
+    for replicate in replicates:
+        norms = {}
+        for name, run in replicate.evaluations.items():
+            _, class_args, training_args = parse_arguments(COMMAND_ARGUMENTS["evaluate"], run.words)
+            assert class_args.model_name_or_path in table1 and training_args.global_batch_size == 2048
+            norms[name] = class_args.pooled_norm
+        assert norms == {"without": "none", "with": "layernorm"}

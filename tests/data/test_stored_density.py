@@ -181,14 +181,14 @@ def test_a_grid_is_fine_and_small(image_size, grid, num_bytes):
 @pytest.mark.parametrize(("image_size", "refused", "served"), [(96, 1, 2), (192, 2, 3), (512, 2, 4), (2048, 8, 16)])
 def test_cells_that_the_grid_cannot_serve_are_refused(image_size, refused, served):
     densities = DensityDetector(KeypointDetector(), image_size)
-    densities.check_cells(served)
+    densities.check_cells(served, image_size)
     with pytest.raises(InputError, match=f"weight_patch_size is {refused}, .* or --keypoint_source online"):
-        densities.check_cells(refused)
+        densities.check_cells(refused, image_size)
 
 
 def test_the_smaller_the_crops_the_larger_the_cells_must_be():
     with pytest.raises(InputError, match="cells of 8 px and more"):
-        DensityDetector(KeypointDetector(), 192, 0.1).check_cells(4)
+        DensityDetector(KeypointDetector(), 192, 0.1).check_cells(4, 192)
 
 
 def views_of(image, seed):

@@ -16,13 +16,14 @@ from modeling_kamim.commands import analyze as run_analysis
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.commands.parser import parse, read_yaml
-from modeling_kamim.commands.sweep import SweepArguments, command_lines
+from modeling_kamim.commands.study import check_runs
 from modeling_kamim.errors import InputError
+from modeling_kamim.study.plan import Study
 from modeling_kamim.training import hardware
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(
-    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name not in ("accelerate", "sweeps")
+    file for file in (ROOT / "configs").rglob("*.yaml") if file.parent.name not in ("accelerate", "studies")
 )
 SMALL = ["--disable_tqdm", "true", "--max_train_samples", "16", "--max_eval_samples", "15", "--max_steps", "2"]
 SMALL += ["--per_device_train_batch_size", "4", "--logging_steps", "1"]
@@ -83,10 +84,11 @@ def test_every_config_parses(machine):
         assert chosen == (machine.precision if asked_for == "auto" else asked_for), file
 
 
-def test_every_run_of_every_sweep_parses(machine, monkeypatch):
+def test_every_run_of_every_study_parses(machine, monkeypatch):
     monkeypatch.chdir(ROOT)
-    for file in (ROOT / "configs" / "sweeps").glob("*.yaml"):
-        assert command_lines(*parse((SweepArguments,), [str(file)]))
+    for file in (ROOT / "configs" / "studies").glob("*.yaml"):
+        study = Study.read(file.stem, {"dataset_name": "path/to/images", **read_yaml(file)})
+        check_runs(study, study.replicates())
 
 
 @pytest.mark.parametrize(

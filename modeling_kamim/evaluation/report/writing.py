@@ -121,7 +121,7 @@ def _find(paths: Iterable[Path]) -> list[Path]:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a results.json, without classes and confusion."""
     rows = read_results(file)
-    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion")} for row in rows]
+    return [{key: value for key, value in row.items() if key not in ("per_class", "confusion", "hits")} for row in rows]
 
 
 def _main_table(entries: Sequence[Entry]) -> Table:

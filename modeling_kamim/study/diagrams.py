@@ -1,0 +1,94 @@
+"""Pictures of a study: accuracy over images seen, accuracy of each arm, error by keypoint density."""
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from ..evaluation.density_error import NUM_PARTS
+from ..hub.markup import plot_text
+from ..training.figures import LINE_COLORS, MARKERS
+from .summary import Arm, mean_and_deviation
+
+CURVES = {"probe_top1": "linear probe during the training", "knn_top1": "k-NN during the training"}
+QUARTERS = ("fewest", *(f"{place}" for place in range(2, NUM_PARTS)), "most")
+TARGETS = {"pixels": "pixels", "normalized_pixels": "pixels normalized by patch"}
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
+    return {name: {"color": color, "marker": marker} for name, (color, marker) in zip(names, styles, strict=False)}
+
+
+def learning_figure(arms: Mapping[str, Arm]) -> Figure:
+    """Draw accuracy over images seen, means over seeds; a panel for the online probe and one for nearest neighbors."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes, styles = figure.subplots(1, len(CURVES), sharex=True), _styles(list(arms))
+    for axis, (key, title) in zip(axes, CURVES.items(), strict=True):
+        for name, arm in arms.items():
+            curves = [curves[key] for curves in arm.pretraining("curves") if key in curves]
+            if curves:
+                images, values = _mean_curve(curves)
+                axis.plot(images, values, label=plot_text(name), markersize=4, **styles[name])
+        axis.set(title=title, xlabel="images seen")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axis.grid(color="0.9")
+    axes[0].set_ylabel("top-1 accuracy")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[list[float], list[float]]:
+    """Return images seen and the mean over seeds, at the points that all seeds have."""
+    points: list[dict[float, float]] = [{images: value for images, value in curve} for curve in curves]
+    shared = sorted(set.intersection(*(set(curve) for curve in points)))
+    return shared, [float(np.mean([curve[images] for curve in points])) for images in shared]
+
+
+def scores_figure(arms: Mapping[str, Arm], names: Sequence[str]) -> Figure:
+    """Draw the accuracies of each arm: a panel for each score, a point for each seed, a bar for their mean."""
+    figure = Figure(figsize=(2.2 + 3.4 * len(names), 1.6 + 0.3 * len(arms)), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+    for axis, name in zip(axes, names, strict=True):
+        for place, arm in enumerate(arms.values()):
+            values = arm.scores.get(name, [])
+            axis.plot(values, [place] * len(values), "o", color=LINE_COLORS[0], markersize=5)
+            mean, _ = mean_and_deviation(values)
+            if mean is not None:
+                axis.plot([mean], [place], "|", color="black", markersize=14)
+        _draw_random(axis, arms, name)
+        axis.set(title=plot_text(name), xlabel="top-1 accuracy")
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.grid(color="0.9")
+    axes[0].set_yticks(range(len(arms)), [plot_text(name) for name in arms])
+    axes[0].invert_yaxis()
+    return figure
+
+
+def _draw_random(axis: Axes, arms: Mapping[str, Arm], name: str) -> None:
+    """Draw where random weights are: the arms without a training step."""
+    values = [value for arm in arms.values() if arm.pretraining("steps") == [0] for value in arm.scores.get(name, [])]
+    if values:
+        axis.axvline(float(np.mean(values)), color="0.35", linestyle="--", linewidth=1)
+
+
+def density_figure(arms: Mapping[str, Arm]) -> Figure:
+    """Draw the error of the masked patches by quarters of keypoint density; a panel for each target."""
+    errors = {name: [found["l1"] for found in arm.reconstruction("masked_l1_by_density")] for name, arm in arms.items()}
+    shown = {name: arm for name, arm in arms.items() if errors[name] and arm.pretraining("steps") != [0]}
+    targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
+    figure, styles = Figure(figsize=(2.5 + 4.5 * max(1, len(targets)), 4.4), layout="constrained"), _styles(list(arms))
+    for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):
+        for name, arm in shown.items():
+            if arm.target == target:
+                axis.plot(QUARTERS, np.mean(errors[name], axis=0), label=plot_text(name), markersize=5, **styles[name])
+        axis.set(title=f"target: {TARGETS[target]}", xlabel="keypoints in the patch, by quarters")
+        axis.grid(axis="y", color="0.9")
+        axis.legend(frameon=False, fontsize="small")
+        axis.set_ylabel("mean absolute error of masked patches")
+    return figure

@@ -1,0 +1,138 @@
+"""The report of a study: report.md, summary.json and pictures, from the records alone."""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.results import write_results
+from ..files import write_text
+from ..hub.markup import MISSING, markdown
+from ..training.figures import save_figure
+from ..training.run_directory import WRITTEN_HERE, check_reports
+from .diagrams import density_figure, learning_figure, scores_figure
+from .plan import Study
+from .records import Record
+from .summary import Arm, Difference, arms_of, differences, mean_and_deviation
+
+logger = logging.getLogger(__name__)
+PICTURES = {
+    "learning.png": "Accuracy over images seen, by the probe during the training (last layer, fewer images).",
+    "scores.png": "Accuracy of each arm: points are seeds, the bar is their mean, the dashed line random weights.",
+    "density.png": "Error of the masked patches where keypoints are few, and where they are many.",
+}
+
+
+def write_report(study: Study, records: Iterable[Record]) -> Path:
+    """Write the report of a study into its `results_dir`, and return it.
+
+    summary.json is written first: what is drawn after it cannot cost a number.
+    """
+    arms, folder = arms_of(records), study.results_dir
+    report = folder / "report.md"
+    check_reports(report)
+    told = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
+    write_results(folder / "summary.json", {"arms": [summary(arm) for arm in arms.values()], "differences": told})
+    names = score_names(arms)
+    drawings = {
+        "learning.png": partial(learning_figure, arms),
+        "scores.png": partial(scores_figure, arms, names),
+        "density.png": partial(density_figure, arms),
+    }
+    drawn = [name for name, draw in drawings.items() if save_figure(draw, folder / name)]
+    write_text(report, "\n".join(report_lines(study, arms, drawn)) + "\n")
+    return report
+
+
+def _differences(arms: Mapping[str, Arm], first: str, second: str) -> list[Difference]:
+    return differences(arms[first], arms[second]) if first in arms and second in arms else []
+
+
+def score_names(arms: Mapping[str, Arm]) -> list[str]:
+    """Return the names of the scores, in the order in which arms have them."""
+    return list({name: None for arm in arms.values() for name in arm.scores})
+
+
+def summary(arm: Arm) -> dict[str, Any]:
+    """Return the figures of an arm: mean, deviation and values of everything, seeds in their order."""
+    keys = ("steps", "images_seen", "validation_masked_l1", "clipped_steps", "images_per_second", "hours")
+    measured: dict[str, Sequence[Any]] = {key: arm.pretraining(key) for key in (*keys, "kilowatt_hours")}
+    measured |= {"masked_l1_by_density": [found["l1"] for found in arm.reconstruction("masked_l1_by_density")]}
+    for key in ("masked_psnr", "baseline_psnr"):
+        measured[key] = [found["mean"] for found in arm.reconstruction(key)]
+    return {
+        "arm": arm.name,
+        "seeds": [record.replicate.seed for record in arm.records],
+        "target": arm.target,
+        "top1": {name: _figures(values) for name, values in arm.scores.items()},
+        **measured,
+    }
+
+
+def _figures(values: Sequence[float]) -> dict[str, Any]:
+    mean, deviation = mean_and_deviation(values)
+    return {"mean": mean, "deviation": deviation, "values": list(values)}
+
+
+def report_lines(study: Study, arms: Mapping[str, Arm], drawn: Sequence[str]) -> list[str]:
+    """Return report.md."""
+    lines = [f"# Study {markdown(study.name)}", "", f"{WRITTEN_HERE}: `kamim study`.", ""]
+    for title, key in (("Question", "question"), ("What would count", "criterion")):
+        if study.keys.get(key):
+            lines += [f"**{title}.** {' '.join(str(study.keys[key]).split())}", ""]
+    lines += [*table_lines(study, arms), ""]
+    compared = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
+    if compared:
+        lines += ["## Differences", "", *difference_lines(compared), ""]
+    for name in drawn:
+        lines += [f"![{PICTURES[name]}]({name})", "", f"*{PICTURES[name]}*", ""]
+    return lines[:-1]
+
+
+def table_lines(study: Study, arms: Mapping[str, Arm]) -> list[str]:
+    """Return the table of the arms as Markdown."""
+    if not arms:
+        return ["Nothing has been run yet."]
+    names = score_names(arms)
+    header = ["arm", "seeds", "images seen", *(f"{name}, top-1 %" for name in names), "masked L1", "clipped steps"]
+    header += ["images/s", "hours"] + ["kWh"] * any(arm.pretraining("kilowatt_hours") for arm in arms.values())
+    rows = []
+    for arm in arms.values():
+        found = arm.scores
+        row = [markdown(arm.name), str(len(arm.records)), _number(arm.pretraining("images_seen"), "{:,.0f}")]
+        row += [_percent(found.get(name, [])) for name in names]
+        row += [_number(arm.pretraining("validation_masked_l1"), "{:.4f}")]
+        row += [_number([100 * share for share in arm.pretraining("clipped_steps")], "{:.0f}%")]
+        row += [_number(arm.pretraining("images_per_second"), "{:.0f}"), _number(arm.pretraining("hours"), "{:.2f}")]
+        row += [_number(arm.pretraining("kilowatt_hours"), "{:.3f}")] * ("kWh" in header)
+        rows.append(row)
+    return _markdown_table(header, rows)
+
+
+def difference_lines(compared: Sequence[Difference]) -> list[str]:
+    """Return the table of paired differences as Markdown; intervals that leave 0 out are bold."""
+    rows = []
+    for difference in compared:
+        low, high = difference.interval
+        told = f"{difference.points:+.1f} [{low:+.1f}, {high:+.1f}]"
+        seeds = ", ".join(map(str, difference.seeds))
+        pair = f"{markdown(difference.arm)} − {markdown(difference.other)}"
+        rows.append([pair, difference.score, f"**{told}**" if difference.is_told else told, seeds])
+    return _markdown_table(["pair", "score", "points [95% interval]", "seeds"], rows)
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def _percent(values: Sequence[float]) -> str:
+    mean, deviation = mean_and_deviation(values)
+    if mean is None:
+        return MISSING
+    return f"{100 * mean:.1f}" + (f" ± {100 * deviation:.1f}" if deviation is not None else "")
+
+
+def _number(values: Sequence[float], form: str) -> str:
+    mean, _ = mean_and_deviation(values)
+    return MISSING if mean is None else form.format(mean)
