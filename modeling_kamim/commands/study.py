@@ -3,6 +3,7 @@
 kamim study configs/studies/imagenette_64px_laptop.yaml --dataset_name path/to/imagenette224
 kamim study configs/studies/imagenette_64px_laptop.yaml --dataset_name path/to/imagenette224 --time_limit 60
 kamim study configs/studies/imagenette_64px_laptop.yaml --report
+kamim study configs/studies/imagenette_vit_small.yaml --dataset_name path/to/imagenette224 --trial 20
 kamim study configs/studies/paper_table4.yaml --arms fast sift --launcher "accelerate launch"
 
 It runs what is missing, and goes on where it was stopped: Ctrl-C and --time_limit save the running trainings.
@@ -44,6 +45,8 @@ def main() -> None:
         output_dir=args.output_dir,
         results_dir=args.results_dir,
     )
+    if args.trial:
+        study = study.shortened(args.trial)
     replicates = study.replicates(args.arms)
     if args.report:
         report(study)
@@ -115,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--launcher", default="", metavar="WORDS", help='starts a run, as "accelerate launch"')
     parser.add_argument("--output_dir", metavar="DIR", help="checkpoints and logs; in place of the file's")
     parser.add_argument("--results_dir", metavar="DIR", help="records and report; in place of the file's")
+    parser.add_argument(
+        "--trial", type=_positive(int), metavar="STEPS", help="trainings of so many steps, in output_dir/trial"
+    )
     parser.add_argument("--report", action="store_true", help="run nothing; write the report of what is recorded")
     parser.add_argument("--plan", action="store_true", help="run nothing; print the commands of what is missing")
     return parser

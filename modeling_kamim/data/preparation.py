@@ -47,7 +47,8 @@ class PreparationArguments:
     )
     quality: int = field(default=90, metadata={"help": "JPEG quality of the shrunk images, 1 to 100."})
     keypoint_detector: list[str] = field(
-        default_factory=lambda: ["fast"], metadata={"help": "One or several of fast, sift and orb."}
+        default_factory=lambda: ["fast"],
+        metadata={"help": "One or several of fast, sift and orb; none stores images alone, in half the room."},
     )
     keypoint_footprint: Literal["circle", "point"] = field(
         default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
@@ -91,6 +92,8 @@ class PreparationArguments:
 
     def densities(self) -> tuple[DensityDetector, ...]:
         """Return the density detectors that these arguments describe."""
+        if self.keypoint_detector == ["none"]:
+            return ()
         detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
         scale = scaled_size(self.image_size, self.keypoint_image_size), self.crop_min_scale
         channels = (self.keypoint_channel, self.num_channels)

@@ -113,6 +113,17 @@ class Study:
         study._check_names()
         return study
 
+    def shortened(self, steps: int) -> "Study":
+        """Return the study with trainings of so many steps, in a folder of its own: to see whether everything runs."""
+        arms = {name: {**arm, "max_steps": min(steps, arm.get("max_steps", steps))} for name, arm in self.arms.items()}
+        protocols = {
+            name: protocol if _is_quick(protocol) else {**protocol, "max_steps": steps}
+            for name, protocol in self.protocols.items()
+        }
+        folder = str(self.output_dir / "trial")
+        places = {"output_dir": folder, "results_dir": None}
+        return Study(self.name, {**self.keys, "arms": arms, "protocols": protocols, **places}, self.dataset_name)
+
     @property
     def arms(self) -> Mapping[str, Mapping[str, Any]]:
         return {name: arm or {} for name, arm in self.keys["arms"].items()}
@@ -201,6 +212,11 @@ class Study:
         for where, name in named:
             if name not in self.arms:
                 raise InputError(f"{where} names {name!r}, which is no arm of the study{did_you_mean(name, self.arms)}")
+
+
+def _is_quick(protocol: Mapping[str, Any]) -> bool:
+    """Whether a protocol trains nothing by steps."""
+    return protocol.get("mode") == "reconstruction" or protocol.get("protocol") in ("cached", "knn")
 
 
 def _is_mapping_of_mappings(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
     arms, folder = arms_of(records), study.results_dir
     report = folder / "report.md"
     check_reports(report)
-    told = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
-    write_results(folder / "summary.json", {"arms": [summary(arm) for arm in arms.values()], "differences": told})
+    compared = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
+    figures = {"arms": [summary(arm) for arm in arms.values()], "differences": [asdict(found) for found in compared]}
+    write_results(folder / "summary.json", figures)
     names = score_names(arms)
     drawings = {
         "learning.png": partial(learning_figure, arms),
@@ -41,7 +43,7 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
         "density.png": partial(density_figure, arms),
     }
     drawn = [name for name, draw in drawings.items() if save_figure(draw, folder / name)]
-    write_text(report, "\n".join(report_lines(study, arms, drawn)) + "\n")
+    write_text(report, "\n".join(report_lines(study, arms, compared, drawn)) + "\n")
     return report
 
 
@@ -75,14 +77,15 @@ def _figures(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "deviation": deviation, "values": list(values)}
 
 
-def report_lines(study: Study, arms: Mapping[str, Arm], drawn: Sequence[str]) -> list[str]:
+def report_lines(
+    study: Study, arms: Mapping[str, Arm], compared: Sequence[Difference], drawn: Sequence[str]
+) -> list[str]:
     """Return report.md."""
     lines = [f"# Study {markdown(study.name)}", "", f"{WRITTEN_HERE}: `kamim study`.", ""]
     for title, key in (("Question", "question"), ("What would count", "criterion")):
         if study.keys.get(key):
             lines += [f"**{title}.** {' '.join(str(study.keys[key]).split())}", ""]
-    lines += [*table_lines(study, arms), ""]
-    compared = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
+    lines += [*table_lines(arms), ""]
     if compared:
         lines += ["## Differences", "", *difference_lines(compared), ""]
     for name in drawn:
@@ -90,7 +93,7 @@ def report_lines(study: Study, arms: Mapping[str, Arm], drawn: Sequence[str]) ->
     return lines[:-1]
 
 
-def table_lines(study: Study, arms: Mapping[str, Arm]) -> list[str]:
+def table_lines(arms: Mapping[str, Arm]) -> list[str]:
     """Return the table of the arms as Markdown."""
     if not arms:
         return ["Nothing has been run yet."]

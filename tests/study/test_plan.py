@@ -111,3 +111,14 @@ def test_an_unknown_arm_is_refused():
 def test_words_survive_a_shell(tmp_path):
     run = study(output_dir=str(tmp_path / "my outputs")).replicates()[0].pretraining
     assert run.words[-1] == str(tmp_path / "my outputs/random/seed-0") and json.dumps(run.words)
+
+
+def test_a_trial_is_short_and_in_a_folder_of_its_own():
+    whole = study(protocols={"linear": {"protocol": "cached"}, "tuned": {"mode": "finetune"}}, results_dir="docs/mine")
+    trial = whole.shortened(3)
+    assert (trial.output_dir, trial.results_dir) == (whole.output_dir / "trial", whole.output_dir / "trial" / "results")
+    random, kamim = trial.replicates(["random", "kamim"])[:2]
+    assert (random.pretraining.settings["max_steps"], kamim.pretraining.settings["max_steps"]) == (0, 3)
+    assert "max_steps" not in kamim.evaluations["linear"].settings
+    assert kamim.evaluations["tuned"].settings["max_steps"] == 3
+    assert whole.replicates(["kamim"])[0].pretraining.settings["max_steps"] == 10
