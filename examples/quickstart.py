@@ -1,4 +1,4 @@
-"""Pretrain a small ViT with KAMIM on embedded photographs, probe it beside random weights, and say what came out.
+"""Pretrain a small ViT with KAMIM on embedded photographs, score it beside random weights, and say what came out.
 
 make quickstart
 python examples/quickstart.py
@@ -14,17 +14,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = Path("outputs/quickstart")
-PRETRAINED, PROBE, RANDOM_PROBE = OUTPUT / "kamim", OUTPUT / "probe", OUTPUT / "probe_random"
-PROBE_CONFIG = "configs/quickstart/linear_probe.yaml"
+CONFIGS = Path("configs/quickstart")
+PRETRAINED, RANDOM = OUTPUT / "kamim", OUTPUT / "random"
 
 
 def main() -> None:
     start = time.perf_counter()
-    run("run_mim.py", "configs/quickstart/pretrain.yaml", "--output_dir", PRETRAINED)
-    run("run_classification.py", PROBE_CONFIG, "--model_name_or_path", PRETRAINED, "--output_dir", PROBE)
-    random_weights = ("--model_type", "vit", "--model_size", "tiny", "--image_size", "96")
-    run("run_classification.py", PROBE_CONFIG, *random_weights, "--output_dir", RANDOM_PROBE)
-    summarize(time.perf_counter() - start)
+    run("run_mim.py", CONFIGS / "pretrain.yaml", "--output_dir", PRETRAINED)
+    run("run_mim.py", CONFIGS / "pretrain.yaml", "--max_steps", "0", "--output_dir", RANDOM)
+    for model in (PRETRAINED, RANDOM):
+        evaluate("probe.yaml", model, model / "probe")
+    evaluate("reconstruction.yaml", PRETRAINED, PRETRAINED / "reconstruction")
+    summary = summarize(time.perf_counter() - start)
+    (ROOT / OUTPUT / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(report(summary))
 
 
 def run(script: str, *arguments: str | Path) -> None:
@@ -36,29 +39,51 @@ def run(script: str, *arguments: str | Path) -> None:
         sys.exit(f"quickstart: {script} failed; its error is above")
 
 
-def summarize(seconds: float) -> None:
+def evaluate(config: str, model: Path, output_dir: Path) -> None:
+    run("run_classification.py", CONFIGS / config, "--model_name_or_path", model, "--output_dir", output_dir)
+
+
+def summarize(seconds: float) -> dict[str, float | int]:
     log = [entry for entry in read(PRETRAINED / "trainer_state.json")["log_history"] if "loss" in entry]
-    first, last = log[0], log[-1]
-    probe, random_probe = read(PROBE / "results.json"), read(RANDOM_PROBE / "results.json")
+    results, random_results = (read(model / "probe" / "results.json") for model in (PRETRAINED, RANDOM))
+    scores, random_scores = (
+        {row["protocol"]: row["top1"] for row in found["rows"]} for found in (results, random_results)
+    )
+    filled = read(PRETRAINED / "reconstruction" / "results.json")["rows"][0]
+    settings = read(PRETRAINED / "run_settings.json")
+    return {
+        "probe_top1": scores["cached"],
+        "random_top1": random_scores["cached"],
+        "knn_top1": scores["knn"],
+        "random_knn_top1": random_scores["knn"],
+        "chance": results["chance"],
+        "masked_psnr": filled["masked_psnr"]["mean"],
+        "baseline_psnr": filled["baseline_psnr"]["mean"],
+        "first_masked_l1": log[0]["masked_l1"],
+        "last_masked_l1": log[-1]["masked_l1"],
+        "steps": log[-1]["step"],
+        "images_seen": log[-1]["step"] * settings["images_per_step"],
+        "bf16": settings["bf16"],
+        "seconds": round(seconds, 1),
+    }
+
+
+def report(summary: dict[str, float | int]) -> str:
     checkpoint = (ROOT / PRETRAINED).resolve()
-    print(
-        f"""
-Done in {seconds:.0f} s.
+    return f"""
+Done in {summary["seconds"]:.0f} s; the figures are in {ROOT / OUTPUT / "summary.json"}
 
 Checkpoint        {checkpoint}
                   (AutoModel.from_pretrained loads it, without this package)
-Weighted loss     {first["loss"]:.2f} at the start, {last["loss"]:.2f} at the end of {last["step"]} steps
-Masked L1         {first["masked_l1"]:.3f} at the start, {last["masked_l1"]:.3f} at the end
-Linear probe      {probe["top1"]:.1%} top-1 after KAMIM, {random_probe["top1"]:.1%} on random weights,
-                  {probe["chance"]:.1%} is chance
-                  (tiles of 15 photographs differ in color and texture, which random weights pass on; a few hundred
-                  steps on a thousand tiles show the path, not the method)
-Reconstructions   {checkpoint / "reconstructions.png"}
+Masked L1         {summary["first_masked_l1"]:.3f}, and after {summary["steps"]} steps {summary["last_masked_l1"]:.3f}
+Reconstructions   {summary["masked_psnr"]:.1f} dB on unseen tiles; the mean gray has {summary["baseline_psnr"]:.1f} dB
+                  {checkpoint / "reconstructions.png"}
+Linear probe      {summary["probe_top1"]:.1%} top-1 after KAMIM, {summary["random_top1"]:.1%} on random weights,
+                  {summary["chance"]:.1%} is chance (which of 15 photographs is a gray tile from?)
 
 Next, on your own images (a folder, or the id of a data set on the Hub):
   {sys.executable} run_mim.py --model_type vit --model_size tiny --dataset_name path/to/images
 """
-    )
 
 
 def read(file: Path) -> dict:

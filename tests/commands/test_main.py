@@ -111,7 +111,7 @@ def test_configs_are_found_from_everywhere_and_copied_once(monkeypatch, tmp_path
     assert {file.relative_to(packaged()).as_posix() for file in packaged().rglob("*.yaml")} == set(names)
     assert config_file(Path("configs/quickstart/pretrain.yaml")).is_file()
     kamim(monkeypatch, "configs", "quickstart/pretrain.yaml")
-    assert yaml.safe_load(Path("pretrain.yaml").read_text())["model_type"] == "vit"
+    assert yaml.safe_load(Path("pretrain.yaml").read_text())["model_type"] == "vit_mae"
     with pytest.raises(InputError, match="is there already"):
         configs_main()
     with pytest.raises(InputError, match="did you mean 'quickstart/pretrain.yaml'"):
@@ -132,7 +132,7 @@ def test_the_wheel_works_in_an_empty_environment_and_folder(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(place), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     environment = {"PYTHONPATH": str(place), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    small = ["--model_type", "vit", "--model_size", "tiny", "--max_steps", "2", "--use_cpu", "true"]
+    small = ["--model_size", "tiny", "--max_steps", "2", "--use_cpu", "true"]
     for words in (
         ["pretrain", *small],
         ["configs"],

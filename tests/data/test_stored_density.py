@@ -17,9 +17,11 @@ from PIL import Image
 from modeling_kamim.data.stored_density import DensityDetector, DensityFormat, density_label
 from modeling_kamim.data.views import RandomView, crop_ratios
 from modeling_kamim.errors import InputError
-from modeling_kamim.objective.density import cell_density, resample_density
+from modeling_kamim.limits import height_and_width, written_size
+from modeling_kamim.objective.density import cell_density, grid_density, resample_density
 from modeling_kamim.objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
 from modeling_kamim.objective.weighting import CellWeighting
+from modeling_kamim.training.arguments import KamimArguments
 
 grids = hnp.arrays(np.uint8, st.sampled_from([(1, 1), (64, 64), (256, 256)]))
 lines = st.text(st.characters(min_codepoint=32, max_codepoint=126))
@@ -214,3 +216,33 @@ def test_stored_weights_agree_with_those_of_the_crop(astronaut, image_size, cell
     online, stored = (CellWeighting()(torch.from_numpy(np.stack(d))).numpy() for d in (online, stored))
     assert np.corrcoef(online.ravel(), stored.ravel())[0, 1] > 0.75
     assert stored.mean() / online.mean() == pytest.approx(1, abs=0.06)
+
+
+@given(cell=st.integers(1, 9), rows=st.integers(1, 6), columns=st.integers(1, 6), seed=st.integers(0, 9))
+def test_a_density_of_whole_cells_is_that_of_any_cells(cell, rows, columns, seed):
+    keypoints = np.random.default_rng(seed).integers(0, 2, (rows * cell, columns * cell), np.uint8)
+    assert np.allclose(grid_density(keypoints, rows, columns), cell_density(keypoints, cell), atol=1e-6)
+
+
+def test_cells_that_cut_pixels_share_them():
+    keypoints = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 1]], np.uint8)
+    whole = cell_density(keypoints.repeat(2, 0).repeat(2, 1), 3)  # the same picture with pixels of half the side
+    assert np.allclose(grid_density(keypoints, 2, 2), whole, atol=1e-6)
+
+
+@pytest.mark.parametrize("image_size", [64, [64, 96]])
+def test_keypoints_are_detected_at_a_size_of_their_own(astronaut, image_size):
+    settings = {"image_size": image_size, "keypoint_image_size": 192, "model_size": "tiny"}
+    args = KamimArguments(**settings)
+    sides = [192, 192] if image_size == 64 else [128, 192]
+    assert height_and_width(args.densities().image_size) == tuple(sides)
+    large = DensityDetector(KeypointDetector(), written_size(sides)).density(astronaut)
+    assert (args.densities().density(astronaut) == large).all()
+    assert (
+        args.densities().density(astronaut).mean() < KamimArguments(image_size=64).densities().density(astronaut).mean()
+    )
+
+
+def test_a_size_of_detection_is_for_the_map_step():
+    with pytest.raises(InputError, match="keypoint_image_size is 192, and keypoint_source is online"):
+        KamimArguments(image_size=64, keypoint_image_size=192, keypoint_source="online")

@@ -130,7 +130,7 @@ def test_training_ends_in_the_same_bits_with_and_without_the_probe(tmp_path, con
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
-    [({}, [2, 3]), ({"max_steps": 4, "logging_strategy": "epoch"}, [2, 4])],
+    [({}, [0, 2, 3]), ({"max_steps": 4, "logging_strategy": "epoch"}, [0, 2, 4])],
     ids=["last step apart", "last step due"],
 )
 def test_scores_are_logged_every_few_steps_and_at_the_end(tmp_path, settings, expected):
@@ -153,14 +153,14 @@ def test_a_run_that_another_callback_stops_is_scored_once_at_its_end(tmp_path):
     trainer.train()
     assert steps(trainer, "probe_top1") == [2]
     trainer.train()
-    assert steps(trainer, "probe_top1") == [2]  # of the second run, which begins a new log
+    assert steps(trainer, "probe_top1") == [0, 2]  # of the second run, which begins a new log
 
 
 def test_steps_are_those_of_the_optimizer(tmp_path):
     trainer = build_trainer(VIT, tmp_path, gradient_accumulation_steps=3)
     trainer.add_callback(build_probe(trainer))
     trainer.train()
-    assert steps(trainer, "probe_top1") == [2, 3]
+    assert steps(trainer, "probe_top1") == [0, 2, 3]
 
 
 def test_scores_are_in_the_state_of_the_checkpoint_of_their_step(tmp_path):

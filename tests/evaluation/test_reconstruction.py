@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.charts import comparison_figure
+from modeling_kamim.evaluation.density_error import density_error
 from modeling_kamim.evaluation.reconstruction import (
     MAX_PSNR,
     normalized_range,
@@ -299,3 +300,37 @@ def test_the_picture_pastes_visible_pixels(images, reconstruction):
     assert np.array_equal(pasted[:16, 16:], original[:16, 16:])
     output = (reconstruction[0].permute(1, 2, 0).numpy() * STD + MEAN).clip(0, 1)
     assert np.allclose(pasted[:16, :16], output[:16, :16], atol=1e-6)
+
+
+@pytest.mark.parametrize("target", ["pixels", "normalized_pixels"])
+def test_the_error_by_density_is_that_of_the_masked_patches_in_their_order(target):
+    torch.manual_seed(0)
+    model = KamimForMaskedImageModeling.from_config(tiny_vit(kamim={"target": target}))
+    pixels, mask = torch.randn(6, 3, 32, 32), torch.rand(6, 16) < 0.6
+    density = torch.randint(0, 256, (6, 4, 4), dtype=torch.uint8)
+    box = torch.tensor([0.0, 0, 1, 1]).expand(6, 4)
+    batch = {"pixel_values": pixels, "bool_masked_pos": mask, "keypoint_density": density, "crop_box": box}
+    parts = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 4), slice(4, 6))]
+    found = density_error(model, parts)
+
+    with torch.no_grad():
+        output = model(pixel_values=pixels, bool_masked_pos=mask)
+    filled, patches = (
+        x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(6, 16, -1)
+        for x in (output.reconstruction, pixels)
+    )
+    errors = (filled - patches).abs()
+    if target == "normalized_pixels":
+        errors = errors / (patches.var(2, keepdim=True) + 1e-6).sqrt()
+    errors = errors.mean(2)[mask]
+    order = density.flatten(1)[mask].argsort(stable=True)
+    quarters = np.array_split(errors[order].numpy(), 4)
+    assert found["l1"] == pytest.approx([quarter.mean() for quarter in quarters], rel=1e-4)
+    assert found["density"] == sorted(found["density"]) and len(found["density"]) == 4
+    whole = np.average(found["l1"], weights=[len(quarter) for quarter in quarters])
+    assert whole == pytest.approx(output.masked_l1.item(), rel=1e-4)
+
+
+def test_no_images_have_no_error_by_density():
+    with pytest.raises(InputError, match="no images"):
+        density_error(KamimForMaskedImageModeling.from_config(VIT), [])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_models import tiny_swin, tiny_vit
+from tiny_models import tiny_config, tiny_swin, tiny_vit
 from transformers import BertConfig
 from transformers.modeling_outputs import MaskedImageModelingOutput
 
@@ -14,7 +14,9 @@ from modeling_kamim import (
     build_config,
 )
 from modeling_kamim.errors import InputError
-from modeling_kamim.models.sizes import check_image_size
+from modeling_kamim.models.families import FAMILIES
+from modeling_kamim.models.positions import mae_positions
+from modeling_kamim.models.sizes import check_image_size, patch_grid
 
 CONFIGS = {"vit": tiny_vit(kamim={"temperature": 0.25}), "swin": tiny_swin(kamim={"temperature": 0.25})}
 CLASSES = {"vit": KamimViTForMaskedImageModeling, "swin": KamimSwinForMaskedImageModeling}
@@ -252,3 +254,25 @@ def test_compiles_to_one_graph(name, attention):
     loss.backward()
     torch.testing.assert_close(loss, expected)
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_maes_initialization_is_xaviers_with_sine_cosine_positions(model_type, tmp_path):
+    config = tiny_config(model_type, 64, mae_init=True)
+    model = KamimForMaskedImageModeling.from_config(config)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and module.weight.numel() > 500:
+            fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
+            bound = (6 / (fan_in + fan_out)) ** 0.5  # torch.nn.init.xavier_uniform_ of the flattened weight
+            assert 0.8 * bound < module.weight.abs().max() <= bound, name
+            assert module.weight.std() == pytest.approx(bound / 3**0.5, rel=0.15), name
+    positions = getattr(model.base_model.embeddings, "position_embeddings", None)
+    if isinstance(positions, torch.nn.Parameter):
+        patches = mae_positions(patch_grid(config), positions.shape[-1])[:, 1:].float()
+        prefix = positions.shape[1] - patches.shape[1]
+        assert torch.equal(positions[:, prefix:], patches) and not positions[:, :prefix].any()
+    model.save_pretrained(tmp_path)
+    loaded = KamimForMaskedImageModeling.from_pretrained(tmp_path)
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )

@@ -35,7 +35,6 @@ TRAINING = (
     "--global_batch_size 0",
     "--num_train_epochs 0",
     "--num_train_epochs nan",
-    "--max_steps 0",
     "--max_steps -2",
     "--learning_rate nan",
     "--learning_rate inf",
