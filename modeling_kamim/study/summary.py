@@ -44,11 +44,13 @@ def scores(record: Record) -> dict[str, Score]:
     found: dict[str, Score] = {}
     for name, evaluation in record.found["evaluations"].items():
         rows = [row for row in evaluation["rows"] if "top1" in row]
-        for row in last_layers(rows):
-            found[KNN if row["protocol"] == "knn" else LAST.format(name)] = Score.of(row)
-        if LAST.format(name) in found:
-            best = best_layer(rows) if len({row.get("layer") for row in rows}) > 1 else None
-            found[name] = Score.of(best) if best is not None else found.pop(LAST.format(name))
+        last = {row["protocol"]: Score.of(row) for row in last_layers(rows)}
+        neighbors = last.pop("knn", None)
+        best = best_layer(rows) if len({row.get("layer") for row in rows}) > 1 else None
+        for head in last.values():
+            found |= {name: head} if best is None else {name: Score.of(best), LAST.format(name): head}
+        if neighbors is not None:
+            found[KNN] = neighbors
     return found
 
 
