@@ -14,7 +14,9 @@ from .plan import Replicate, Run
 _OF_THE_PLACE = ("dataset_name", "output_dir", "model_name_or_path", "num_proc", "use_cpu")
 _CURVES = ("masked_l1", "probe_top1", "knn_top1")
 _MOST_POINTS = 60  # of a curve
-_LEFT_OUT = ("per_class", "confusion", "provenance", "wall_time")
+_LEFT_OUT = ("per_class", "confusion", "provenance", "wall_time", "top1_interval")
+_IN_SETTINGS = ("augmentation", "image_size", "layer_norm", "learning_rate", "low_shot", "mode", "optimizer", "pooling")
+_ORIGIN = ("device", "git_commit", "time", "versions")
 
 
 class Record:
@@ -78,7 +80,9 @@ class Record:
         rows = read_results(run.output_dir / "results.json")
         if not rows:
             raise InputError(f"{run.output_dir} has no results.json with scores; look at the log of the run")
-        self.found["evaluations"][name] = {"settings": planned_settings(run), "rows": short_rows(rows)}
+        origin = {key: rows[0]["provenance"].get(key) for key in _ORIGIN}
+        found = {"settings": planned_settings(run), "origin": origin, "rows": short_rows(rows)}
+        self.found["evaluations"][name] = found
         self.save()
 
     def save(self) -> None:
@@ -128,8 +132,11 @@ def _thinned(curve: Sequence[Any]) -> list[Any]:
 def short_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return rows of results without what a study does not compare; hits only of those layers that it reads."""
     read = {id(row) for row in (best_layer(rows), *last_layers(rows)) if row is not None}
-    left_out = {id(row): _LEFT_OUT if id(row) in read else (*_LEFT_OUT, "hits") for row in rows}
-    return [{key: value for key, value in row.items() if key not in left_out[id(row)]} for row in rows]
+    left_out = (*_LEFT_OUT, *_IN_SETTINGS)
+    return [
+        {key: value for key, value in row.items() if key not in left_out and (key != "hits" or id(row) in read)}
+        for row in rows
+    ]
 
 
 def best_layer(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
