@@ -186,7 +186,7 @@ def test_runs_in_one_process_and_in_a_thread_agree(tmp_path, folder):
         {"keypoint_detector_args": "{"},
         {"global_batch_size": 7},
         {"lr_scheduler_type": "sine"},
-        {"max_steps": 0},
+        {"max_steps": -2},
     ],
     ids=lambda settings: next(iter(settings)),
 )

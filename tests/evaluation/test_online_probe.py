@@ -120,7 +120,7 @@ def test_training_ends_in_the_same_bits_with_and_without_the_probe(tmp_path, con
     probed.add_callback(build_probe(probed, probe_steps=1))
     disturbed.add_callback(Draw())
     (expected, expected_draws), (found, draws), (other, _) = trained(plain), trained(probed), trained(disturbed)
-    assert steps(probed, "probe_top1") == [1, 2, 3]
+    assert steps(probed, "probe_top1") == [0, 1, 2, 3]
     assert [key for key in expected if not torch.equal(expected[key], found[key])] == []
     assert draws == expected_draws
     for key in ("loss", "grad_norm", "masked_l1", "learning_rate", "clipped_steps"):
@@ -151,7 +151,7 @@ def test_a_run_that_another_callback_stops_is_scored_once_at_its_end(tmp_path):
     trainer.add_callback(build_probe(trainer, probe_steps=5))
     trainer.add_callback(Stop())
     trainer.train()
-    assert steps(trainer, "probe_top1") == [2]
+    assert steps(trainer, "probe_top1") == [0, 2]
     trainer.train()
     assert steps(trainer, "probe_top1") == [0, 2]  # of the second run, which begins a new log
 
@@ -190,8 +190,8 @@ def test_separable_classes_are_told_apart_at_once(tmp_path, config):
     trainer = build_trainer(config, tmp_path, max_steps=2)
     trainer.add_callback(build_probe(trainer))
     trainer.train()
-    assert history(trainer, "probe_top1") == [(2, 1.0)]
-    assert history(trainer, "knn_top1") == [(2, 1.0)]
+    assert history(trainer, "probe_top1") == [(0, 1.0), (2, 1.0)]
+    assert history(trainer, "knn_top1") == [(0, 1.0), (2, 1.0)]
 
 
 def test_unlearnable_labels_are_not_told_apart(tmp_path):
@@ -282,7 +282,7 @@ def test_the_time_of_the_probe_is_left_out_of_the_speed(tmp_path, monkeypatch):
     trainer.add_callback(build_probe(trainer))
     trainer.add_callback(Step())
     trainer.train()
-    assert steps(trainer, "probe_top1") == [2]
+    assert steps(trainer, "probe_top1") == [0, 2]
     assert history(trainer, "images_per_second") == [(2, 8 / 2)]
 
 
