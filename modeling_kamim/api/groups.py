@@ -17,4 +17,5 @@ EMBEDDING_ARGUMENTS = (SourceArguments, EmbeddingArguments, HubArguments)
 COMMAND_ARGUMENTS: dict[str, tuple[type, ...]] = {
     "pretrain": PRETRAINING_ARGUMENTS,
     "evaluate": CLASSIFICATION_ARGUMENTS,
+    "prepare": PREPARATION_ARGUMENTS,
 }

@@ -16,7 +16,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from ..api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
+from ..api.groups import COMMAND_ARGUMENTS
 from ..errors import InputError
 from ..study.execution import Execution, Limits
 from ..study.plan import Replicate, Run, Study
@@ -27,11 +27,6 @@ from .parser import parse, read_yaml
 from .program import plain_parser, show_log
 
 logger = logging.getLogger(__name__)
-_ARGUMENTS: dict[str, tuple[type, ...]] = {
-    "prepare": PREPARATION_ARGUMENTS,
-    "pretrain": PRETRAINING_ARGUMENTS,
-    "evaluate": CLASSIFICATION_ARGUMENTS,
-}
 _OF_THE_MACHINE = re.compile(r"Ampere|GPU|CUDA|\binstall", re.IGNORECASE)  # words of messages about the machine
 
 
@@ -100,7 +95,7 @@ def _check(found: Run) -> None:
     if found.command == "prepare" and "--dataset_name" not in words:
         raise InputError("the study prepares a data set: give --dataset_name path/to/images")
     try:
-        parse(_ARGUMENTS[found.command], words)
+        parse(COMMAND_ARGUMENTS[found.command], words)
     except InputError as error:
         if not _OF_THE_MACHINE.search(str(error)):
             raise InputError(f"{found.output_dir}: kamim {found.command}: {error}") from error

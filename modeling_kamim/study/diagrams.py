@@ -72,7 +72,7 @@ def scores_figure(arms: Mapping[str, Arm], names: Sequence[str]) -> Figure:
 
 def _draw_random(axis: Axes, arms: Mapping[str, Arm], name: str) -> None:
     """Draw where random weights are: the arms without a training step."""
-    values = [value for arm in arms.values() if arm.pretraining("steps") == [0] for value in arm.scores.get(name, [])]
+    values = [value for arm in arms.values() if arm.is_random for value in arm.scores.get(name, [])]
     if values:
         axis.axvline(float(np.mean(values)), color="0.35", linestyle="--", linewidth=1)
 
@@ -80,7 +80,7 @@ def _draw_random(axis: Axes, arms: Mapping[str, Arm], name: str) -> None:
 def density_figure(arms: Mapping[str, Arm]) -> Figure:
     """Draw the error of the masked patches by quarters of keypoint density; a panel for each target."""
     errors = {name: [found["l1"] for found in arm.reconstruction("masked_l1_by_density")] for name, arm in arms.items()}
-    shown = {name: arm for name, arm in arms.items() if errors[name] and arm.pretraining("steps") != [0]}
+    shown = {name: arm for name, arm in arms.items() if errors[name] and not arm.is_random}
     targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
     figure, styles = Figure(figsize=(2.5 + 4.5 * max(1, len(targets)), 4.4), layout="constrained"), _styles(list(arms))
     for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, did_you_mean
+from ..evaluation.protocols import PROTOCOLS
 
 _TEXTS, _PLACES = ("question", "criterion"), ("dataset_name", "output_dir", "results_dir")
 KEYS = (*_TEXTS, "prepare", "pretrain", "arms", "protocols", "compare", *_PLACES)
@@ -216,7 +217,8 @@ class Study:
 
 def _is_quick(protocol: Mapping[str, Any]) -> bool:
     """Whether a protocol trains nothing by steps."""
-    return protocol.get("mode") == "reconstruction" or protocol.get("protocol") in ("cached", "knn")
+    name = protocol.get("protocol")
+    return protocol.get("mode") == "reconstruction" or (name in PROTOCOLS and PROTOCOLS[name].is_cached)
 
 
 def _is_mapping_of_mappings(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..evaluation.results import read_results, write_results
 from ..privacy import public_settings
+from ..training.resume import SETTINGS_FILE
 from .plan import Replicate, Run
 
 _OF_THE_PLACE = ("dataset_name", "output_dir", "model_name_or_path", "num_proc", "use_cpu")
@@ -101,7 +102,7 @@ def read_pretraining(output_dir: Path) -> dict[str, Any]:
     Curves are lists of [images seen, value]; `images_per_second` is the median of those logged.
     """
     state = json.loads((output_dir / "trainer_state.json").read_text(encoding="utf-8"))
-    settings = json.loads((output_dir / "run_settings.json").read_text(encoding="utf-8"))
+    settings = json.loads((output_dir / SETTINGS_FILE).read_text(encoding="utf-8"))
     log, per_step = state["log_history"], settings["images_per_step"]
     curves = {name: [[e["step"] * per_step, e[name]] for e in log if name in e] for name in _CURVES}
     speeds = [entry["images_per_second"] for entry in log if "images_per_second" in entry][1:]

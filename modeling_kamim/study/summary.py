@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,7 @@ class Arm:
     name: str
     records: Sequence[Record]
 
-    @property
+    @cached_property
     def scores(self) -> dict[str, list[float]]:
         """Accuracies of the replicates by their names."""
         found: dict[str, list[float]] = {}
@@ -79,6 +80,12 @@ class Arm:
         """Return what the reconstructions of a replicate have for a key."""
         rows = [row for record in self.records for e in record.found["evaluations"].values() for row in e["rows"]]
         return [row[key] for row in rows if key in row]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether its weights are the starting weights, of no training step."""
+        steps = self.pretraining("steps")
+        return bool(steps) and not any(steps)
 
     @property
     def target(self) -> str:

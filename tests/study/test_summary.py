@@ -102,3 +102,12 @@ def test_arms_without_results_are_left_out(tmp_path):
     full, empty = record(tmp_path, "full", 0, [row([1, 0], held_out_top1=1.0)]), record(tmp_path, "empty", 0, [])
     empty.found["evaluations"] = {}
     assert list(arms_of([full, empty])) == ["full"]
+
+
+def test_random_weights_are_told_whatever_their_seeds(tmp_path):
+    random = [record(tmp_path, "random", seed, [row([1, 0], held_out_top1=1.0)]) for seed in (0, 1)]
+    for found, steps in zip(random, (0, 0), strict=True):
+        found.found["pretraining"] = {"steps": steps}
+    assert Arm("random", random).is_random
+    random[1].found["pretraining"]["steps"] = 5
+    assert not Arm("trained", random).is_random and not Arm("scored", []).is_random
