@@ -1,32 +1,8 @@
 """Share of the masked loss by quantile of the keypoint weights."""
 
-import math
-
 import numpy as np
-import torch
-
-from ..objective.masking import upsample
 
 NUM_QUANTILES = 10
-
-
-def cell_errors(
-    reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return error, mask and weights on the largest cells that divide both a mask token and a weight cell.
-
-    Args:
-        reconstruction, target: `(batch_size, channels, height, width)`.
-        mask: `(batch_size, rows, columns)`, bool, True where masked.
-        weights: `(batch_size, weight_rows, weight_columns)`.
-
-    Returns:
-        Mean absolute error of each cell, mask and weights, each `(batch_size, number of cells)`.
-    """
-    rows, columns = (math.lcm(mask.shape[axis], weights.shape[axis]) for axis in (1, 2))
-    difference = (reconstruction.float() - target.float()).abs()
-    errors = difference.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).mean(dim=(1, 3, 5))
-    return errors.flatten(1), upsample(mask, rows, columns).flatten(1), upsample(weights, rows, columns).flatten(1)
 
 
 def loss_shares(loss: np.ndarray, weights: np.ndarray, num_quantiles: int = NUM_QUANTILES) -> np.ndarray:

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..evaluation.density_error import cell_errors
 from ..limits import height_and_width, scaled_size, size_in_words
 from ..objective.density import grid_density
 from ..objective.keypoints import KeypointDetector, keypoint_image
@@ -21,7 +22,7 @@ from ..objective.weighting import keypoint_weights
 from .attention import attention_distance, attention_entropy, normalized_mutual_information, uniform_attention_distance
 from .encoders import AnalysisRefused, Encoder, EncoderOutputs, load_decoder
 from .fourier import diagonal_frequencies, log_amplitude
-from .loss_share import NUM_QUANTILES, cell_errors, loss_shares
+from .loss_share import NUM_QUANTILES, loss_shares
 from .moments import RunningMoments
 from .similarity import GramAccumulator, MinibatchCka, effective_rank
 

@@ -251,12 +251,13 @@ def train_and_score(trainer: MaskedImageTrainer, checkpoint: str | None) -> None
 
 
 def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:
-    """Write reconstructions.png, of some samples, and training_curves.png into the output directory."""
+    """Write reconstructions.png, of some samples, and the training_curves.png of what was trained."""
     model, output_dir = trainer.model, Path(trainer.args.output_dir)
     if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
         model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(trainer.args.device)
     save_figure(partial(draw_reconstructions, model, shown, trainer), output_dir / "reconstructions.png", dpi=80)
-    save_figure(partial(curves_figure, trainer.state.log_history), output_dir / "training_curves.png")
+    if trainer.args.max_steps != 0:
+        save_figure(partial(curves_figure, trainer.state.log_history), output_dir / "training_curves.png")
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Error of the masked patches where keypoints are few, and where they are many."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,7 @@ from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.sizes import patch_grid
 from ..objective.density import resample_density
 from ..objective.losses import patch_statistics
+from ..objective.masking import upsample
 
 NUM_PARTS = 4
 
@@ -51,9 +53,29 @@ def density_error(
 def _patches(model: KamimForMaskedImageModeling, batch: dict[str, Any]) -> torch.Tensor:
     """Return error, density and mask of the patches, `(batch_size, num_patches, 3)`."""
     pixels, mask, grid = batch["pixel_values"], batch["bool_masked_pos"], patch_grid(model.config)
-    error = (model(pixel_values=pixels, bool_masked_pos=mask).reconstruction - pixels).abs()
+    reconstruction = model(pixel_values=pixels, bool_masked_pos=mask).reconstruction
     if model.objective["target"] == "normalized_pixels":
-        error = error / patch_statistics(pixels, encoder_stride(model.config))[1]
-    error = error.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1)).mean(dim=(1, 3, 5))
+        scale = patch_statistics(pixels, encoder_stride(model.config))[1]
+        reconstruction, pixels = reconstruction / scale, pixels / scale
     density = resample_density(batch["keypoint_density"].float() / 255, batch["crop_box"], grid)
-    return torch.stack([error.flatten(1), density.flatten(1), mask.float()], dim=2)
+    errors, is_masked, density = cell_errors(reconstruction, pixels, mask.unflatten(1, grid), density)
+    return torch.stack([errors, density, is_masked.float()], dim=2)
+
+
+def cell_errors(
+    reconstruction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return error, mask and weights on the largest cells that divide both a mask token and a weight cell.
+
+    Args:
+        reconstruction, target: `(batch_size, channels, height, width)`.
+        mask: `(batch_size, rows, columns)`, bool, True where masked.
+        weights: `(batch_size, weight_rows, weight_columns)`.
+
+    Returns:
+        Mean absolute error of each cell, mask and weights, each `(batch_size, number of cells)`.
+    """
+    rows, columns = (math.lcm(mask.shape[axis], weights.shape[axis]) for axis in (1, 2))
+    difference = (reconstruction.float() - target.float()).abs()
+    errors = difference.unflatten(3, (columns, -1)).unflatten(2, (rows, -1)).mean(dim=(1, 3, 5))
+    return errors.flatten(1), upsample(mask, rows, columns).flatten(1), upsample(weights, rows, columns).flatten(1)

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 POWERCAP = Path("/sys/class/powercap")
 JOULES_PER_KILOWATT_HOUR = 3.6e6
@@ -47,11 +49,25 @@ def _read(file: str) -> dict[str, float]:
 
 
 def _gpu_joules() -> Mapping[str, float]:
-    try:
-        import pynvml  # comes along where CUDA's tools are installed
-
-        pynvml.nvmlInit()
-        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-        return {f"gpu{n}": pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3 for n, h in enumerate(handles)}
-    except Exception:  # no module, driver or counter
+    nvml = _nvml()
+    if nvml is None:
         return {}
+    try:
+        gpus = map(nvml.nvmlDeviceGetHandleByIndex, range(nvml.nvmlDeviceGetCount()))
+        return {f"gpu{n}": nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3 for n, gpu in enumerate(gpus)}
+    except nvml.NVMLError:  # no counter
+        return {}
+
+
+@cache
+def _nvml() -> Any | None:
+    """Return NVIDIA's library, which comes along where CUDA's tools are installed; None without it or a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ..errors import InputError, StoppedError
@@ -67,9 +68,16 @@ class Execution:
             InputError: if runs failed.
         """
         open_ones = [record for record in self.records.values() if record.missing]
-        self._prepare(bool(open_ones))
+        if open_ones and self.study.preparation is not None:
+            self._work([partial(self._prepare, self.study.preparation)])
+        self._work([partial(self._complete, record) for record in open_ones])
+        if any(record.missing for record in open_ones):
+            raise StoppedError("the time is up; the same command goes on", status=0)
+
+    def _work(self, tasks: Sequence[Callable[[], None]]) -> None:
+        """Call the tasks, `jobs` at a time, and watch the clock; raise InputError if some fail."""
         with ThreadPoolExecutor(self.limits.jobs) as pool:
-            waiting = [pool.submit(self._complete, record) for record in open_ones]
+            waiting = [pool.submit(task) for task in tasks]
             try:
                 while not all(future.done() for future in waiting):
                     self.board.show()
@@ -83,21 +91,18 @@ class Execution:
         failed = [future.exception() for future in waiting if future.exception() is not None]
         if failed:
             raise InputError(f"{len(failed)} of {len(waiting)} runs failed; the first: {failed[0]}")
-        if any(record.missing for record in open_ones):
-            raise StoppedError("the time is up; the same command goes on", status=0)
 
     def _look_at_the_clock(self) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
             self._stop.set()
 
-    def _prepare(self, is_needed: bool) -> None:
-        run = self.study.preparation
-        if run is None or not is_needed:
-            return
+    def _prepare(self, run: Run) -> None:
+        """Prepare the data set, if it is not; what an earlier call prepared is kept."""
         logger.info("Preparing the data set")
-        status = self._wait_for(run, self.study.output_dir / "logs" / "prepare.log", lambda done, total: None)
-        if status:
-            raise InputError(_failure(run, status, self.study.output_dir / "logs" / "prepare.log"))
+        log = self.study.output_dir / "logs" / "prepare.log"
+        status = self._wait_for(run, log, lambda done, total: None)
+        if status not in (0, _STOPPED):
+            raise InputError(_failure(run, status, log))
 
     def _complete(self, record: Record) -> None:
         replicate = record.replicate

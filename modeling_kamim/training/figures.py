@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 # Distinct for the color-blind (Okabe and Ito), without the yellow that white paper swallows
 LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-WEIGHT_TICKS = (1, 2, 5, 10, 20, 50, 100, 1000, 10000)
+WEIGHT_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10000)
 COLUMNS = ("original", "masked", "reconstruction", "weights")
 
 
@@ -59,7 +59,7 @@ def reconstruction_figure(
         pixel_values: `(num_images, channels, height, width)`, normalized; see `shown_in_rgb`.
         mask: `(num_images, rows, columns)`, bool, True where a patch is masked.
         reconstruction: like `pixel_values`.
-        weights: `(num_images, weight_rows, weight_columns)`, 1 or more.
+        weights: `(num_images, weight_rows, weight_columns)`, above 0.
         mean, std: of the normalization, for each channel.
     """
     masked, original = pixels_of_mask(mask, pixel_values), to_rgb(pixel_values, mean, std)
@@ -84,8 +84,9 @@ def reconstruction_figure(
 
 
 def weight_norm(*weights: np.ndarray) -> LogNorm:
-    """Return the scale of keypoint weights, logarithmic from 1 to the largest of some arrays."""
-    return LogNorm(1.0, max(1.01, *(float(part.max()) for part in weights)))
+    """Return the scale of keypoint weights: logarithmic, from the least of some arrays (1 at most) to the largest."""
+    low = min(1.0, *(float(part.min()) for part in weights))
+    return LogNorm(low, max(1.01, *(float(part.max()) for part in weights)))
 
 
 def label_weights(axis: Axes) -> None:

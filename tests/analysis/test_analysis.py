@@ -19,7 +19,7 @@ from modeling_kamim.analysis.attention import (
 )
 from modeling_kamim.analysis.fourier import diagonal_frequencies, log_amplitude, relative_log_amplitude
 from modeling_kamim.analysis.keypoint_view import keypoint_positions, weight_grid
-from modeling_kamim.analysis.loss_share import cell_errors, loss_shares
+from modeling_kamim.analysis.loss_share import loss_shares
 from modeling_kamim.analysis.moments import RunningMoments
 from modeling_kamim.analysis.similarity import GramAccumulator, MinibatchCka, effective_rank, linear_cka, unbiased_hsic
 from modeling_kamim.analysis.tokens import neighbor_agreement, pca, pca_together, relative_spread, tsne
@@ -302,19 +302,6 @@ def test_loss_shares_follow_the_weights():
     np.testing.assert_allclose(loss_shares(weights, weights, 4), np.array([1, 2, 3, 4]) / 10)
     np.testing.assert_allclose(loss_shares(weights, weights, 2), [0.3, 0.7])
     np.testing.assert_allclose(loss_shares(np.array([0, 2, 1, 1]), np.array([1, 1, 2, 2]), 4), 0.25)
-
-
-def test_cell_errors_are_those_of_the_loss():
-    from modeling_kamim import masked_loss
-
-    target, output = torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48)
-    mask, weights = torch.rand(2, 2, 3) < 0.5, 1 + torch.rand(2, 4, 6)
-    mask[0, 0, 0] = True
-    errors, masked, cells = cell_errors(output, target, mask, weights)
-    assert errors.shape == masked.shape == cells.shape == (2, 24)
-    weighted, plain = masked_loss(output, target, mask, weights)
-    torch.testing.assert_close(errors[masked].mean(), plain)
-    torch.testing.assert_close((errors * cells)[masked].mean(), weighted)
 
 
 def test_weight_grid_is_that_of_training(astronaut):

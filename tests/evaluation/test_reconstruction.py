@@ -12,10 +12,10 @@ from tiny_models import tiny_swin, tiny_vit
 from torch.utils.data import default_collate
 from transformers import TrainingArguments
 
-from modeling_kamim import KamimForMaskedImageModeling
+from modeling_kamim import KamimForMaskedImageModeling, masked_loss
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.charts import comparison_figure
-from modeling_kamim.evaluation.density_error import density_error
+from modeling_kamim.evaluation.density_error import cell_errors, density_error
 from modeling_kamim.evaluation.reconstruction import (
     MAX_PSNR,
     normalized_range,
@@ -329,6 +329,17 @@ def test_the_error_by_density_is_that_of_the_masked_patches_in_their_order(targe
     assert found["density"] == sorted(found["density"]) and len(found["density"]) == 4
     whole = np.average(found["l1"], weights=[len(quarter) for quarter in quarters])
     assert whole == pytest.approx(output.masked_l1.item(), rel=1e-4)
+
+
+def test_cell_errors_are_those_of_the_loss():
+    target, output = torch.randn(2, 3, 32, 48), torch.randn(2, 3, 32, 48)
+    mask, weights = torch.rand(2, 2, 3) < 0.5, 1 + torch.rand(2, 4, 6)
+    mask[0, 0, 0] = True
+    errors, masked, cells = cell_errors(output, target, mask, weights)
+    assert errors.shape == masked.shape == cells.shape == (2, 24)
+    weighted, plain = masked_loss(output, target, mask, weights)
+    torch.testing.assert_close(errors[masked].mean(), plain)
+    torch.testing.assert_close((errors * cells)[masked].mean(), weighted)
 
 
 def test_no_images_have_no_error_by_density():

@@ -26,7 +26,7 @@ calls.write_text((calls.read_text() if calls.exists() else "") + "x")
 if fails:
     sys.exit("kamim: error: on purpose")
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-until = time.monotonic() + (lasts if calls.read_text() == "x" and name == "pretrain" else 0)
+until = time.monotonic() + (lasts if calls.read_text() == "x" and name in ("pretrain", "prepare") else 0)
 while time.monotonic() < until:
     print(f"50% 5/10 [00:01<00:01]", flush=True)
     time.sleep(0.05)
@@ -139,7 +139,7 @@ def test_the_time_limit_stops_in_order_and_the_next_call_goes_on(plan, execute, 
         execute(study, lasts=60, seconds=1.0, jobs=jobs)
     assert error.value.status == 0 and time.monotonic() - start < 20
     assert "pretraining" in Record(study.results_dir, study.replicates()[0]).missing
-    execute(study, lasts=60, jobs=jobs)
+    execute(study, jobs=jobs)
     assert calls(study, "a") == 2 and Record(study.results_dir, study.replicates()[1]).missing == []
 
 
@@ -159,6 +159,16 @@ def test_a_data_set_is_prepared_before_the_first_run(plan, execute):
     execute(study)
     execute(study)
     assert (study.output_dir / "prepared" / "calls.txt").read_text() == "x"
+
+
+def test_the_time_limit_stops_the_preparation_too(plan, execute):
+    study = plan(prepare={"image_size": 32}, dataset_name="path/to/images")
+    start = time.monotonic()
+    with pytest.raises(StoppedError, match="the time is up; the same command goes on"):
+        execute(study, lasts=60, seconds=1.0)
+    assert time.monotonic() - start < 20 and calls(study, "a") == 0
+    execute(study)
+    assert (study.output_dir / "prepared" / "calls.txt").read_text() == "xx" and calls(study, "a") == 1
 
 
 def test_records_hold_nothing_of_the_place(plan, execute, tmp_path):
