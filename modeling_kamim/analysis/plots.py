@@ -151,7 +151,7 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
         axes[0].plot(list(highest), list(highest.values()), **style)
     _by_layer(axes[0])
     axes[0].set(title="highest frequency", ylabel="Δ log amplitude")
-    axes[0].legend(frameon=False, fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     deepest = max(row["layer"] for row in rows)
     lowest = min(-0.5, *(row["relative_log_amplitude"] for row in rows))
     colors = matplotlib.colormaps["viridis"].resampled(deepest + 1)
@@ -164,7 +164,7 @@ def fourier_figure(rows: Sequence[Row], references: Mapping[str, str] = NO_REFER
     axes[1].set_ylabel("Δ log amplitude")
     norm = matplotlib.colors.BoundaryNorm(np.arange(deepest + 2) - 0.5, deepest + 1)
     scale = matplotlib.cm.ScalarMappable(norm, colors)
-    figure.colorbar(scale, ax=axes, label="layer", ticks=np.unique(np.linspace(0, deepest, 5).round()))
+    figure.colorbar(scale, ax=axes, label="layer", ticks=range(0, deepest + 1, math.ceil((deepest + 1) / 8)))
     return figure
 
 
