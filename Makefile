@@ -2,13 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install oldest quickstart test test-hardware test-slow quality help
+.PHONY: install oldest wheel quickstart test test-hardware test-slow quality help
 
 help:
 	@echo "make quickstart      install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
 	@echo "make test            install and run the tests (offline, CPU)"
 	@echo "make test-hardware   the tests twice: on a CPU that computes in bf16, and on one that does not"
 	@echo "make test-slow       install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
+	@echo "make wheel           install what pip installs, not the clone, and run the README's first commands with it"
 	@echo "make quality         install and run the linters"
 
 install: $(VENV)/.installed
@@ -23,6 +24,15 @@ oldest: install
 	$(BIN)/python -c "import configparser; c = configparser.ConfigParser(); c.read('setup.cfg'); \
 		print(c['options']['install_requires'].replace('>=', '=='))" > $(VENV)/oldest.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --requirement $(VENV)/oldest.txt
+
+wheel: install
+	rm -rf build $(VENV)/wheel
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps --target $(VENV)/wheel .
+	rm -rf build
+	cd $(VENV) && export PYTHONPATH=wheel && ./bin/python -P -m modeling_kamim pretrain --model_type vit \
+		--model_size tiny --max_steps 3 --use_cpu --output_dir wheel/mine
+	cd $(VENV) && export PYTHONPATH=wheel && ./bin/python -P -m modeling_kamim evaluate --protocol knn \
+		--model_name_or_path wheel/mine --use_cpu --output_dir wheel/probe
 
 quickstart: install
 	$(BIN)/python examples/quickstart.py

@@ -1,6 +1,7 @@
 """Imports point one way: a room knows those below it alone."""
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,11 @@ def test_the_root_is_small_and_every_module_is_in_a_known_room():
 def test_no_two_modules_have_one_name():
     names = [file.stem for file in MODULES if file.parent.name != "commands" and file.stem != "__init__"]
     assert {name for name in names if names.count(name) > 1} <= {"loading"}  # of checkpoints, of images
+
+
+def test_every_room_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT.parent / "setup.cfg")
+    installed = set(config["options"]["packages"].split())
+    folders = {file.relative_to(ROOT.parent).parent for file in MODULES}
+    assert installed == {"modeling_kamim.configs", *(".".join(folder.parts) for folder in folders)}
