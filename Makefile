@@ -2,13 +2,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install oldest wheel quickstart test test-hardware test-slow quality help
+.PHONY: install oldest wheel quickstart test test-hardware test-slow test-browser quality help
 
 help:
 	@echo "make quickstart      install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
 	@echo "make test            install and run the tests (offline, CPU)"
 	@echo "make test-hardware   the tests twice: on a CPU that computes in bf16, and on one that does not"
 	@echo "make test-slow       install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
+	@echo "make test-browser    install Debian's chromium, and move every control of the demo in it"
 	@echo "make wheel           install what pip installs, not the clone, and run the README's first commands with it"
 	@echo "make quality         install and run the linters"
 
@@ -52,6 +53,10 @@ $(VENV)/.installed-ray: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed-ray
 	$(BIN)/python -m pytest -m slow
+
+test-browser: install
+	command -v chromium > /dev/null || apt-get install --yes --quiet chromium || sudo apt-get install --yes --quiet chromium
+	$(BIN)/python -m pytest -m "slow or not slow" tests/demo
 
 quality: install
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import modeling_kamim
 ROOT = Path(modeling_kamim.__file__).parent
 # The lowest first; rooms of one line do not know each other
 LAYERS = [("errors",), ("files", "limits", "privacy"), ("objective",), ("models",), ("hub",), ("data",), ("training",)]
-LAYERS += [("evaluation",), ("analysis",), ("api",), ("study",), ("commands",), ("__main__",)]
+LAYERS += [("evaluation",), ("analysis",), ("api",), ("study", "demo"), ("commands",), ("__main__",)]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = sorted(file for file in ROOT.rglob("*.py") if file != ROOT / "__init__.py")
 

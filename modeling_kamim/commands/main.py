@@ -14,6 +14,7 @@ COMMANDS = {
     "reconstruct": "score and draw what checkpoints fill into masked images",
     "report": "gather results of evaluations in tables and pictures",
     "analyze": "look at attention, frequencies, tokens and similarities of encoders",
+    "demo": "open a page in the browser: weights, reconstructions, patches, neighbors",
     "embed": "write the features that an encoder has of a data set",
     "prepare": "make a data set ready for fast training, once",
     "check": "say what a data set needs, and how long pretraining on it takes",
@@ -23,7 +24,8 @@ COMMANDS = {
     "study": "run arms with seeds and probes, and report their differences",
     "configs": "list the recipes that come with this package, or copy one",
 }
-_OWN_OPTIONS = ("report", "study", "convert", "export", "configs")  # these check their few options themselves, quickly
+# these check their few options themselves, quickly
+_OWN_OPTIONS = ("report", "study", "demo", "convert", "export", "configs")
 
 
 def main() -> None:

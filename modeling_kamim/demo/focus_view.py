@@ -1,0 +1,128 @@
+"""Where the loss looks: keypoints, their density, and the weights of Eq. 2 for one photograph."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+
+from ..analysis.loss_share import loss_shares
+from ..data.views import View
+from ..objective.density import cell_density
+from ..objective.keypoints import KeypointDetector
+from ..objective.weighting import CellWeighting
+from .panels import Panel, enlarged, heat, histogram, over, section
+
+# The parameter of OpenCV by which each detector finds fewer or more: name, least, largest, step, OpenCV's own value
+THRESHOLDS: dict[str, tuple[str, float, float, float, float]] = {
+    "fast": ("threshold", 1, 100, 1, 10),
+    "sift": ("contrastThreshold", 0.005, 0.2, 0.005, 0.04),
+    "orb": ("fastThreshold", 1, 100, 1, 20),
+}
+IMAGE_SIZES, CELL_SIZES = (64, 128, 192, 256), (4, 8, 16, 32)
+_NUM_BINS = 24
+
+
+@dataclass(frozen=True)
+class FocusSettings:
+    """How keypoints become weights.
+
+    Args:
+        detector: a key of `THRESHOLDS`.
+        threshold: of the detector, see `THRESHOLDS`.
+        footprint: "circle" or "point".
+        image_size: side in pixels at which the model sees the photograph.
+        cell_size: w_ps in pixels; divides `image_size`.
+        temperature: T > 0.
+        norm: "none" or "mean".
+    """
+
+    detector: str = "fast"
+    threshold: float = 10
+    footprint: str = "circle"
+    image_size: int = 192
+    cell_size: int = 8
+    temperature: float = 0.25
+    norm: str = "none"
+
+
+@dataclass(frozen=True)
+class Focus:
+    """What the loss looks at in one photograph.
+
+    Args:
+        view: `(image_size, image_size, 3)`, uint8: what the model sees.
+        points: `(num_keypoints, 2)`, x and y in its pixels.
+        density: `(rows, columns)`, float32, in [0, 1].
+        weights: `(rows, columns)`, float32.
+    """
+
+    view: np.ndarray
+    points: np.ndarray
+    density: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def top_share(self) -> float:
+        """Share of the loss on the tenth of the cells with the largest weights, if all cells have the same error."""
+        weights = self.weights.ravel()
+        return float(loss_shares(weights, weights)[-1])
+
+
+def focus(photograph: np.ndarray, settings: FocusSettings) -> Focus:
+    """Return keypoints, densities and weights of a photograph `(height, width, 3)`, uint8.
+
+    Raises:
+        InputError: if a setting is out of its range.
+    """
+    view = View.whole(*photograph.shape[:2]).of_image(photograph, settings.image_size)
+    name = THRESHOLDS[settings.detector][0]
+    value = settings.threshold if settings.detector == "sift" else int(settings.threshold)
+    detector = KeypointDetector(settings.detector, settings.footprint, {name: value})
+    density = cell_density(detector(view), settings.cell_size)
+    weights = CellWeighting("keypoint", settings.temperature, settings.norm)(torch.from_numpy(density)).numpy()
+    points = np.array([keypoint.pt for keypoint in detector.detect(view)], np.float64).reshape(-1, 2)
+    return Focus(view, points, density, weights)
+
+
+def focus_page(photograph: np.ndarray, settings: FocusSettings) -> str:
+    """Return the tab's page: what the model sees with its keypoints, density, weights, and their histogram."""
+    found = focus(photograph, settings)
+    low, high = float(found.weights.min()), float(found.weights.max())
+    log_weights = np.log(found.weights)
+    panels = [
+        Panel("Keypoints", _with_points(found), f"{len(found.points):,} found by {settings.detector.upper()}"),
+        Panel(
+            "Density in each cell",
+            enlarged(heat(found.density, 0, 1), smooth=False),
+            f"{found.density.shape[0]} x {found.density.shape[1]} cells of {settings.cell_size} px",
+            ("0", "1"),
+        ),
+        Panel(
+            "Weights of the loss",
+            over(found.view, heat(log_weights, log_weights.min(), log_weights.max())),
+            f"mean {found.weights.mean():.3g}, largest {high:.3g}",
+            (f"{low:.3g}", f"{high:.3g} (logarithmic)"),
+        ),
+    ]
+    said = (
+        f"The tenth of the cells with the largest weights carries {found.top_share:.0%} of the loss, if all are filled "
+        "in equally well; without weights it is 10%."
+    )
+    return section(panels, said=said) + _weights_histogram(found.weights)
+
+
+def _with_points(found: Focus) -> np.ndarray:
+    picture = enlarged(found.view)
+    scale = picture.shape[0] / found.view.shape[0]
+    for x, y in (found.points + 0.5) * scale:
+        cv2.circle(picture, (round(x), round(y)), 2, (0, 255, 200), -1, cv2.LINE_AA)
+    return picture
+
+
+def _weights_histogram(weights: np.ndarray) -> str:
+    low, high = float(weights.min()), float(weights.max())
+    edges = np.geomspace(low, max(high, low * 1.01), _NUM_BINS + 1)
+    edges[-1] = max(high, low * 1.01)  # rounding must not leave the largest out
+    counts, _ = np.histogram(weights, edges)
+    return histogram("Cells by weight W (logarithmic)", edges.tolist(), counts.tolist(), "cells")
