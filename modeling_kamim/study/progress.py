@@ -49,7 +49,7 @@ class Board:
                 self._begun.pop(name, None)
             self._steps[name] = (done, planned)
             begun, first = self._begun.setdefault(name, (now, done))
-            if self._states.get(name) == "pretraining" and done > first:
+            if self._states.get(name) == "pretraining" and done > first and planned == (self._planned(name) or planned):
                 self._seconds[name] = (now - begun) / (done - first)
 
     def finish(self, name: str, how: str = "done") -> None:
@@ -80,11 +80,15 @@ class Board:
         for name, record in self.records.items():
             run = record.replicate.pretraining
             if run is not None and "pretraining" in record.missing:
-                planned = int(run.settings.get("max_steps") or 0)
-                steps += max(0, planned - self._steps.get(name, (0, 0))[0])
+                steps += max(0, self._planned(name) - self._steps.get(name, (0, 0))[0])
         if not steps or not self._seconds:
             return None
         return f"about {in_words(steps * fmean(self._seconds.values()))} of one job left"
+
+    def _planned(self, name: str) -> int:
+        """Return the steps of a training; 0 where its epochs are given."""
+        run = self.records[name].replicate.pretraining
+        return int(run.settings.get("max_steps") or 0) if run else 0
 
     def show(self, at_the_end: bool = False) -> None:
         """Draw the table again."""

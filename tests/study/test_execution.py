@@ -210,6 +210,10 @@ def test_the_board_tells_states_and_time(plan, stream, monkeypatch):
     assert table[0].split() == ["a/seed-0", "pretraining,", "5", "of", "10", "(50%)"]
     assert table[1].split(maxsplit=1) == ["b/seed-0", "waits (pretraining, linear)"]
     assert table[2].strip() == "trainings: about 25 minutes of one job left"  # 15 steps of 100 s
+    board.advance("a/seed-0", 1, 20)  # another bar of the same process says nothing of the steps
+    clock[0] += 10
+    board.advance("a/seed-0", 20, 20)
+    assert "about 17 minutes" in board.lines()[2]  # the 10 steps of b
     board.show()
     board.finish("a/seed-0", "FAILED")
     board.show(at_the_end=True)
