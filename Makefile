@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: install oldest wheel quickstart test test-hardware test-slow test-browser quality help
+.PHONY: install oldest wheel docs quickstart test test-hardware test-slow test-browser quality help
 
 help:
 	@echo "make quickstart      install, pretrain a small ViT on embedded photographs and probe it (5 minutes on 2 cores)"
@@ -10,6 +10,7 @@ help:
 	@echo "make test-hardware   the tests twice: on a CPU that computes in bf16, and on one that does not"
 	@echo "make test-slow       install (with Ray) and run the tests that take minutes: kills, machines, faults, other versions"
 	@echo "make test-browser    install Debian's chromium, and move every control of the demo in it"
+	@echo "make docs            build the pages of docs/, where a warning is an error"
 	@echo "make wheel           install what pip installs, not the clone, and run the README's first commands with it"
 	@echo "make quality         install and run the linters"
 
@@ -34,6 +35,13 @@ wheel: install
 		--model_size tiny --max_steps 3 --use_cpu --output_dir wheel/mine
 	cd $(VENV) && export PYTHONPATH=wheel && ./bin/python -P -m modeling_kamim evaluate --protocol knn \
 		--model_name_or_path wheel/mine --use_cpu --output_dir wheel/probe
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[docs]"
+	touch $@
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet -b html docs docs/_build/html
 
 quickstart: install
 	$(BIN)/python examples/quickstart.py

@@ -47,7 +47,7 @@ class Pretraining(Outcome):
 
     Args:
         log: what was logged, a dictionary for each time, as in transformers' `TrainerState.log_history`.
-        metrics: of the whole training and, with the prefix "eval_", on the validation images.
+        metrics: of the whole training and, with the prefix `eval_`, on the validation images.
     """
 
     log: list[dict[str, float]] = field(default_factory=list)

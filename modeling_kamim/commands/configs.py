@@ -6,25 +6,24 @@ kamim pretrain kamim_vit_base__in1k__192__100ep.yaml --temperature 0.5
 """
 
 import shutil
-import sys
 from pathlib import Path
 
 from ..errors import InputError, did_you_mean
 from .endings import run
+from .program import plain_parser
 
 
 def main() -> None:
     """List the configs, or copy the one that is named into the working directory."""
+    parser = plain_parser(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="copy these into the working directory")
+    wanted = parser.parse_args().names
     folder = packaged()
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.yaml"))
-    wanted = sys.argv[1:]
-    if wanted in (["-h"], ["--help"]):
-        print(f"usage: kamim configs [NAME]\n\n{__doc__}")
-    elif not wanted:
+    if not wanted:
         print("\n".join(names))
-    else:
-        for name in wanted:
-            copy(folder, name, names)
+    for name in wanted:
+        copy(folder, name, names)
 
 
 def config_file(path: Path) -> Path:
