@@ -21,11 +21,12 @@ COMMANDS = {
     "push": "publish a checkpoint on the Hub",
     "convert": "read checkpoints of KAMIM's authors, SimMIM, MAE and MoCo v3",
     "export": "write an encoder for timm or ONNX",
+    "runs": "list pretrainings: how far they are, and how to go on with them",
     "study": "run arms with seeds and probes, and report their differences",
     "configs": "list the recipes that come with this package, or copy one",
 }
 # these check their few options themselves, quickly
-_OWN_OPTIONS = ("report", "study", "demo", "convert", "export", "configs")
+_OWN_OPTIONS = ("report", "runs", "study", "demo", "convert", "export", "configs")
 
 
 def main() -> None:

@@ -152,6 +152,23 @@ def _open_lock(file: Path, output_dir: Path) -> IO[str]:
         stream.close()  # the run that had the lock has just ended and removed the file
 
 
+def is_running(output_dir: Path) -> bool:
+    """Return whether a run, of this process or another one of this machine, is writing into a directory."""
+    file = output_dir.resolve() / LOCK_FILE
+    if file.parent in _held:
+        return True
+    if fcntl is None or not file.exists():
+        return False
+    try:
+        with file.open("r+", encoding="utf-8") as stream:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return True
+    except OSError:  # gone meanwhile, or a file system without locks
+        return False
+    return False
+
+
 def _in_use(output_dir: Path, holder: str) -> InputError:
     return InputError(
         f"output_dir is {output_dir}, where {holder} is writing; wait for its end, or give another directory"
