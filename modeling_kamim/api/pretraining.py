@@ -36,6 +36,7 @@ from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
+from ..training.image_log import ImageLog
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings, save_settings
 from ..training.run_directory import claimed, step_of
@@ -121,6 +122,9 @@ def _pretrain(
     steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
     if steps:
         trainer.add_callback(online_probe(trainer, data_args, probe_args, steps))
+    if training_args.log_images_every:
+        draw = partial(draw_reconstructions, dataset=shown, trainer=trainer)
+        trainer.add_callback(ImageLog(trainer, draw, training_args.log_images_every))
     page.write(card())
     train_and_score(trainer, checkpoint)
 

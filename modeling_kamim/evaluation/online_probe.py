@@ -1,17 +1,12 @@
 """Score the features during pretraining: a linear probe and nearest neighbors every few steps."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import torch
-from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..models.backbone import Backbone
+from ..training.interlude import Interlude
 from ..training.trainer import PixelTrainer
 from .features import FeatureDataset, check_finite_features, evaluation_loader, feature_batches
 from .neighbors import nearest_neighbors
@@ -21,13 +16,12 @@ from .protocols import PROBED_BLOCK
 RECIPE = LinearProbe(learning_rates=(1e-3, 1e-2), num_epochs=20)
 
 
-class OnlineProbe(TrainerCallback):
+class OnlineProbe(Interlude):
     """Logs `probe_top1` and `knn_top1`, in [0, 1], of a labelled data set while a model is pretrained.
 
     They are scored with the weights of that step: before the first, every `probe_steps` optimizer steps, and after the
-    last one. The
-    training is the same without the probe: random generators, weights and modes of modules stay as they are, and
-    `images_per_second` leaves out the time. Processes share the images, and then all train the same small probe.
+    last one. The training is the same without the probe, see `Interlude`. Processes share the images, and then all
+    train the same small probe.
 
     Features are the means of the patch tokens, of ViT of one block (the last one behind the encoder's LayerNorm), of
     Swin of the last stage: those of `kamim evaluate --mode linear_probe`.
@@ -55,50 +49,24 @@ class OnlineProbe(TrainerCallback):
         layer: int | None = None,
         recipe: LinearProbe = RECIPE,
     ):
-        if probe_steps < 1:
-            raise InputError(f"probe_steps is {probe_steps}; it must be 1 or more")
-        self.trainer = trainer
+        super().__init__(trainer, probe_steps, "probe_steps")
         self.num_classes = num_classes
-        self.probe_steps = probe_steps
         self.layer = layer_index(_unwrapped(trainer), layer)
         self.recipe = recipe
         if 0 in (len(train_dataset), len(validation_dataset)):  # type: ignore[arg-type]
             raise InputError("the online probe has no images; it needs training and validation images with labels")
         self._loaders = [evaluation_loader(trainer, dataset) for dataset in (train_dataset, validation_dataset)]
-        self._last_step = -1
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._last_step = -1
-        if state.global_step == 0:
-            self._log_scores(state, control)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step % self.probe_steps == 0 or control.should_training_stop:
-            self._log_scores(state, control)
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # the last step of a run that another callback stops
-        if control.should_training_stop:
-            self._log_scores(state, control)
-
-    def _log_scores(self, state, control) -> None:
-        if state.global_step == self._last_step:
-            return
-        self._last_step = state.global_step
-        should_log = control.should_log
-        with self.trainer.throughput.paused():
-            self.trainer.log(self.score())
-        control.should_log = should_log  # `log` takes the wish back, and the loss of this step would go missing
+    def act(self, model: PreTrainedModel, step: int) -> None:
+        self.trainer.log(self.score())
 
     def score(self) -> dict[str, float]:
         """Return `probe_top1` and `knn_top1` of the model as it is now, in [0, 1]."""
-        model = _unwrapped(self.trainer)
-        with _undisturbed(model, self.trainer.args.device):
-            backbone = Backbone(model.base_model).eval()
-            train, validation = (self._features(backbone, loader) for loader in self._loaders)
-            logits = probe(self.recipe, train.features, train.labels, validation.features, self.num_classes).logits[0]
-            features, queries = train.features[:, 0], validation.features[:, 0]
-            votes = nearest_neighbors(features, train.labels, queries, self.num_classes)
+        backbone = Backbone(_unwrapped(self.trainer).base_model).eval()
+        train, validation = (self._features(backbone, loader) for loader in self._loaders)
+        logits = probe(self.recipe, train.features, train.labels, validation.features, self.num_classes).logits[0]
+        features, queries = train.features[:, 0], validation.features[:, 0]
+        votes = nearest_neighbors(features, train.labels, queries, self.num_classes)
         hits = {"probe_top1": logits.argmax(dim=1), "knn_top1": votes.argmax(dim=1)}
         return {name: (found == validation.labels).float().mean().item() for name, found in hits.items()}
 
@@ -124,18 +92,3 @@ def layer_index(model: PreTrainedModel, layer: int | None) -> int:
 
 def _unwrapped(trainer: PixelTrainer) -> PreTrainedModel:
     return trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
-
-
-@contextmanager
-def _undisturbed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put back the random generators of Python, NumPy and torch, and the mode of every module."""
-    modes = [(module, module.training) for module in model.modules()]
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        for module, training in modes:
-            module.training = training

@@ -30,7 +30,7 @@ from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
 from ..objective.weighting import CellWeighting
 from .hardware import Hardware, find_hardware
-from .recipe import check_recipe
+from .recipe import check_image_log, check_recipe
 
 
 @dataclass
@@ -408,8 +408,15 @@ class PretrainingArguments(RecipeArguments):
         default=-1, help="Optimizer steps, in place of num_train_epochs; 0 saves the starting weights as they are."
     )
     max_grad_norm: float = HfArg(default=1.0, help="Clip gradients at this norm; 0 turns it off.")
+    log_images_every: int | None = HfArg(
+        default=None,
+        help="Optimizer steps from one picture of reconstructions and weights to the next, in TensorBoard, Trackio or "
+        "Weights & Biases (--report_to).",
+    )
 
     def __post_init__(self):
         if self.greater_is_better is None and str(self.metric_for_best_model).endswith("masked_l1"):
             self.greater_is_better: bool | None = False  # transformers knows this of names that end in "loss" alone
         super().__post_init__()
+        if self.log_images_every is not None:
+            check_image_log(self.log_images_every, self.report_to)

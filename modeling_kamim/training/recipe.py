@@ -15,6 +15,7 @@ from ..errors import InputError, on_one_line
 from ..limits import LEARNING_RATE
 
 _REFUSALS = (ValueError, TypeError, ArithmeticError, LookupError, AttributeError, RuntimeError)
+PICTURE_TRACKERS = ("tensorboard", "trackio", "wandb")
 _TRACKER_PACKAGES = {"azure_ml": "azureml", "flyte": "flytekit"}  # the others have the names that transformers uses
 _OF_A_MODEL = ("galore", "apollo", "lomo", "adalomo")  # optimizers that cannot be made without the model
 _WITHOUT_PARAMETERS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
@@ -113,6 +114,17 @@ def _check_trackers(names: Sequence[str]) -> None:
             raise InputError(
                 f"report_to has {name!r}, which is not installed; run: pip install {package.replace('_', '-')}"
             )
+
+
+def check_image_log(steps: int, report_to: Sequence[str]) -> None:
+    """Check `log_images_every`; raise InputError unless a tracker of the run takes pictures."""
+    if steps < 1:
+        raise InputError(f"log_images_every is {steps}; it must be 1 or more")
+    if not set(PICTURE_TRACKERS) & set(report_to):
+        raise InputError(
+            f"log_images_every needs a tracker that takes pictures, and report_to is {' '.join(report_to) or 'none'}; "
+            f"give --report_to {' or '.join(PICTURE_TRACKERS)}"
+        )
 
 
 def _check_optimizer(args: TrainingArguments) -> None:
