@@ -93,13 +93,13 @@ def focus_page(photograph: np.ndarray, settings: FocusSettings) -> str:
     panels = [
         Panel("Keypoints", _with_points(found), f"{len(found.points):,} found by {settings.detector.upper()}"),
         Panel(
-            "Density in each cell",
+            "Density",
             enlarged(heat(found.density, 0, 1), smooth=False),
             f"{found.density.shape[0]} x {found.density.shape[1]} cells of {settings.cell_size} px",
             ("0", "1"),
         ),
         Panel(
-            "Weights of the loss",
+            "Weights",
             over(found.view, heat(log_weights, log_weights.min(), log_weights.max())),
             f"mean {found.weights.mean():.3g}, largest {high:.3g}",
             (f"{low:.3g}", f"{high:.3g} (logarithmic)"),

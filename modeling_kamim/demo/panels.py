@@ -44,9 +44,10 @@ class Panel:
 
 
 CSS = """
-.kamim-panels {display: grid; grid-template-columns: repeat(auto-fill, minmax(120px, 1fr));
+.kamim-panels {display: grid; grid-template-columns: repeat(auto-fit, minmax(min(45%, 160px), 1fr));
   gap: 14px; margin: 6px 0 18px;}
 .kamim-panels figure, .kamim-histogram {margin: 0; min-width: 0;}
+.kamim-panels figure {max-width: 300px;}
 .kamim-panels figcaption, .kamim-histogram figcaption {font-weight: 600; margin-bottom: 4px;}
 .kamim-panels img {width: 100%; border-radius: 6px; display: block;}
 .kamim-panels p, .kamim-said {margin: 4px 0 0; font-size: 0.9em;}

@@ -93,14 +93,14 @@ def patch_page(models: Sequence[DemoModel], photograph: np.ndarray, point: tuple
         where = f"row {found.patch[0] + 1}, column {found.patch[1] + 1} of {grid[0]} x {grid[1]}"
         panels = [
             Panel("The patch", marked(enlarged(seen), grid, found.patch), where),
-            Panel("Patches like it", marked(similar, grid, found.patch), "", (f"cosine {low:.2f}", "1")),
-            Panel("What is told apart", enlarged(found.colors, smooth=False), "principal components as colors"),
+            Panel("Similarity", marked(similar, grid, found.patch), "patches like it", (f"cosine {low:.2f}", "1")),
+            Panel("Components", enlarged(found.colors, smooth=False), "what is told apart"),
         ]
         said = f"No map of its attention: {found.refusal}." if found.attention is None else ""
         if found.attention is not None:
             high = float(found.attention.max())
             attended = marked(over(seen, heat(found.attention, 0, high)), grid, found.patch)
             times = f"{high * found.attention.size:.1f} times uniform"
-            panels.append(Panel(f"Where it looks, block {found.block}", attended, "mean of the heads", ("0", times)))
+            panels.append(Panel(f"Attention, block {found.block}", attended, "where it looks, mean of the heads", ("0", times)))
         sections.append(section(panels, model.name, said))
     return "".join(sections)
