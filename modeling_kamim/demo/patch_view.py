@@ -101,6 +101,8 @@ def patch_page(models: Sequence[DemoModel], photograph: np.ndarray, point: tuple
             high = float(found.attention.max())
             attended = marked(over(seen, heat(found.attention, 0, high)), grid, found.patch)
             times = f"{high * found.attention.size:.1f} times uniform"
-            panels.append(Panel(f"Attention, block {found.block}", attended, "where it looks, mean of the heads", ("0", times)))
+            panels.append(
+                Panel(f"Attention, block {found.block}", attended, "where it looks, mean of the heads", ("0", times))
+            )
         sections.append(section(panels, model.name, said))
     return "".join(sections)

@@ -6,7 +6,7 @@ from itertools import cycle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, PercentFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..evaluation.density_error import NUM_PARTS
 from ..hub.markup import plot_text
@@ -63,7 +63,8 @@ def scores_figure(arms: Mapping[str, Arm], names: Sequence[str]) -> Figure:
                 axis.plot([mean], [place], "|", color="black", markersize=14)
         _draw_random(axis, arms, name)
         axis.set(title=plot_text(name), xlabel="top-1 accuracy")
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(color="0.9")
     axes[0].set_yticks(range(len(arms)), [plot_text(name) for name in arms])
     axes[0].invert_yaxis()
