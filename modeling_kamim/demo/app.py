@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import skimage.color
 import skimage.data
 
 from ..errors import InputError
@@ -25,7 +26,7 @@ EXAMPLES: dict[str, Callable[[], np.ndarray]] = {
     "astronaut": skimage.data.astronaut,
     "cat": skimage.data.chelsea,
     "coffee": skimage.data.coffee,
-    "coins": skimage.data.coins,
+    "coins": lambda: skimage.color.gray2rgb(skimage.data.coins()),
     "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
     "rocket": skimage.data.rocket,
 }
