@@ -12,7 +12,7 @@ from ..files import write_text
 from ..hub.markup import MISSING, markdown
 from ..training.figures import save_figure
 from ..training.run_directory import WRITTEN_HERE, check_reports
-from .diagrams import density_figure, learning_figure, scores_figure
+from .diagrams import CURVES, density_figure, learning_figure, scores_figure
 from .plan import Study
 from .records import Record
 from .summary import Arm, Difference, arms_of, differences, mean_and_deviation
@@ -42,7 +42,14 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
         "scores.png": partial(scores_figure, arms, names),
         "density.png": partial(density_figure, arms),
     }
-    drawn = [name for name, draw in drawings.items() if save_figure(draw, folder / name)]
+    has_data = {
+        "learning.png": any(
+            curves.keys() & CURVES.keys() for arm in arms.values() for curves in arm.pretraining("curves")
+        ),
+        "scores.png": bool(names),
+        "density.png": any(arm.reconstruction("masked_l1_by_density") for arm in arms.values()),
+    }
+    drawn = [name for name, draw in drawings.items() if has_data[name] and save_figure(draw, folder / name)]
     write_text(report, "\n".join(report_lines(study, arms, compared, drawn)) + "\n")
     return report
 
