@@ -16,6 +16,7 @@ from modeling_kamim.demo.app import EXAMPLES
 from modeling_kamim.demo.checkpoints import load_models
 from modeling_kamim.demo.focus_view import Focus, FocusSettings, focus
 from modeling_kamim.demo.masked_view import fill
+from modeling_kamim.demo.neighbor_view import middle_square
 from modeling_kamim.training.figures import label_weights, save_figure, weight_norm
 
 TITLES = ("photograph", "keypoints (FAST)", "weight of the loss", "what the model sees", "what it fills in")
@@ -33,7 +34,7 @@ def main() -> None:
 def draw(checkpoint: str) -> Figure:
     """Return a row for each photograph, seen as a square, and a column for each of `TITLES`."""
     (model,) = load_models([checkpoint], torch.device("cpu"))
-    squares = [middle(EXAMPLES[name]()) for name in PHOTOGRAPHS]
+    squares = [middle_square(EXAMPLES[name](), 1.0) for name in PHOTOGRAPHS]
     found = [focus(square, FocusSettings(image_size=192, cell_size=12)) for square in squares]
     filled = [fill(model, square, 0.5, 8, seed) for seed, square in enumerate(squares)]
     size = 2.1 * len(TITLES) + 0.7, 2.1 * len(squares) + 0.3
@@ -52,13 +53,6 @@ def draw(checkpoint: str) -> Figure:
     bar = figure.colorbar(weights, ax=axes.ravel().tolist(), shrink=0.5, label="W")
     label_weights(bar.ax)
     return figure
-
-
-def middle(photograph: np.ndarray) -> np.ndarray:
-    """Return the largest square in the middle."""
-    side = min(photograph.shape[:2])
-    top, left = ((length - side) // 2 for length in photograph.shape[:2])
-    return photograph[top : top + side, left : left + side]
 
 
 def with_points(found: Focus) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 
@@ -15,7 +16,12 @@ CELL_SIZES = (8, 16, 32)
 
 def keypoint_positions(detector: KeypointDetector, image: np.ndarray) -> np.ndarray:
     """Return x and y of keypoints, `(num_keypoints, 2)`, float64, pixels; the image is `(height, width, 3)`, uint8."""
-    return np.array([keypoint.pt for keypoint in detector.detect(image)], np.float64).reshape(-1, 2)
+    return positions(detector.detect(image))
+
+
+def positions(keypoints: Sequence[cv2.KeyPoint]) -> np.ndarray:
+    """Return x and y of keypoints, `(num_keypoints, 2)`, float64, pixels."""
+    return np.array([keypoint.pt for keypoint in keypoints], np.float64).reshape(-1, 2)
 
 
 def weight_grid(

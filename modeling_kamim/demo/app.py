@@ -50,8 +50,7 @@ class Drawing:
     def redraw_with(self, photograph: gr.State) -> None:
         """Redraw when a control changes; of many changes the last one counts."""
         for control in self.controls:
-            if not isinstance(control, gr.State):
-                control.change(*self.call(photograph), trigger_mode="always_last", **_QUIET)
+            control.change(*self.call(photograph), trigger_mode="always_last", **_QUIET)
 
     def call(self, photograph: gr.State) -> tuple[Callable[..., str], list[Any], gr.HTML]:
         """Return function, inputs and output of an event."""
@@ -80,28 +79,36 @@ def build_app(models: Sequence[DemoModel]) -> gr.Blocks:
                 upload.preprocess = _path_of_upload  # type: ignore[method-assign]
                 example = gr.Radio(list(EXAMPLES), label="Or an example", elem_id="example")
             with gr.Column(scale=3, min_width=300), gr.Tabs():
-                drawings = [tab(models, upload) for tab in (_focus_tab, _masked_tab, _patch_tab, _neighbor_tab)]
+                drawings = [drawing for title in TABS if (drawing := _tab(title, models, upload)) is not None]
         loaded = upload.change(_told(_read), upload, photograph, **_QUIET)
         example.change(_example, example, upload, **_QUIET)
         app.load(lambda: next(iter(EXAMPLES)), None, example, **_QUIET)
-        for drawing in filter(None, drawings):
+        for drawing in drawings:
             drawing.redraw_with(photograph)
             loaded.success(*drawing.call(photograph), **_QUIET)
     return app.queue(max_size=WAITING, default_concurrency_limit=2)
 
 
+def _tab(title: str, models: Sequence[DemoModel], upload: gr.Image) -> Drawing | None:
+    """Make a tab; without a model only the first one can be drawn, and the others say how to get a model."""
+    with gr.Tab(title):
+        if models or TABS[title] is _focus_tab:
+            return TABS[title](models, upload)
+        gr.Markdown(NO_MODEL)
+        return None
+
+
 def _focus_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
-    with gr.Tab("Where the loss looks"):
-        with gr.Row():
-            detector = gr.Radio(list(THRESHOLDS), value="fast", label="Detector", elem_id="detector")
-            threshold = _threshold("fast")
-            temperature = gr.Slider(0.05, 1, 0.25, step=0.05, label="Temperature T", elem_id="temperature")
-        with gr.Row():
-            footprint = gr.Radio(["circle", "point"], value="circle", label="Footprint", elem_id="footprint")
-            cell_size = gr.Radio(list(CELL_SIZES), value=8, label="Cell w_ps, px", elem_id="cell_size")
-            image_size = gr.Radio(list(IMAGE_SIZES), value=192, label="Seen at, px", elem_id="image_size")
-            norm = gr.Radio(["none", "mean"], value="none", label="Weights divided by", elem_id="norm")
-        output = gr.HTML(elem_id="focus")
+    with gr.Row():
+        detector = gr.Radio(list(THRESHOLDS), value="fast", label="Detector", elem_id="detector")
+        threshold = _threshold("fast")
+        temperature = gr.Slider(0.05, 1, 0.25, step=0.05, label="Temperature T", elem_id="temperature")
+    with gr.Row():
+        footprint = gr.Radio(["circle", "point"], value="circle", label="Footprint", elem_id="footprint")
+        cell_size = gr.Radio(list(CELL_SIZES), value=8, label="Cell w_ps, px", elem_id="cell_size")
+        image_size = gr.Radio(list(IMAGE_SIZES), value=192, label="Seen at, px", elem_id="image_size")
+        norm = gr.Radio(["none", "mean"], value="none", label="Weights divided by", elem_id="norm")
+    output = gr.HTML(elem_id="focus")
     detector.change(_threshold, detector, threshold, **_QUIET)
 
     def draw(photograph: np.ndarray, *values: Any) -> str:
@@ -116,16 +123,12 @@ def _threshold(detector: str) -> gr.Slider:
     return gr.Slider(low, high, usual, step=step, label=label, info="more: fewer keypoints", elem_id="threshold")
 
 
-def _masked_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing | None:
-    with gr.Tab("Reconstruct"):
-        if not models:
-            gr.Markdown(NO_MODEL)
-            return None
-        with gr.Row():
-            ratio = gr.Slider(0.1, 0.9, 0.6, step=0.05, label="Masked share", elem_id="mask_ratio")
-            patches = gr.Radio([1, 2, 4], value=1, label="Masked blocks, patches wide", elem_id="block")
-            seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask", elem_id="seed")
-        output = gr.HTML(elem_id="masked")
+def _masked_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
+    with gr.Row():
+        ratio = gr.Slider(0.1, 0.9, 0.6, step=0.05, label="Masked share", elem_id="mask_ratio")
+        patches = gr.Radio([1, 2, 4], value=1, label="Masked blocks, patches wide", elem_id="block")
+        seed = gr.Slider(0, 99, 0, step=1, label="Seed of the mask", elem_id="seed")
+    output = gr.HTML(elem_id="masked")
     return Drawing(functools.partial(_masked, models), [ratio, patches, seed], output)
 
 
@@ -133,18 +136,14 @@ def _masked(models: Sequence[DemoModel], photograph: np.ndarray, ratio: float, p
     return masked_page(models, photograph, ratio, patches, int(seed))
 
 
-def _patch_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing | None:
-    with gr.Tab("What a patch knows"):
-        if not models:
-            gr.Markdown(NO_MODEL)
-            return None
-        gr.Markdown("Click into the photograph, or move the sliders.")
-        with gr.Row():
-            down = gr.Slider(0, 100, 50, step=1, label="Patch: % from the top", elem_id="down")
-            right = gr.Slider(0, 100, 50, step=1, label="Patch: % from the left", elem_id="right")
-            deepest = max(model_depth(model.encoder.config) or 1 for model in models)
-            block = gr.Slider(1, deepest, deepest, step=1, label="Block of the attention", elem_id="attention_block")
-        output = gr.HTML(elem_id="patch")
+def _patch_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
+    gr.Markdown("Click into the photograph, or move the sliders.")
+    with gr.Row():
+        down = gr.Slider(0, 100, 50, step=1, label="Patch: % from the top", elem_id="down")
+        right = gr.Slider(0, 100, 50, step=1, label="Patch: % from the left", elem_id="right")
+        deepest = max(model_depth(model.encoder.config) or 1 for model in models)
+        block = gr.Slider(1, deepest, deepest, step=1, label="Block of the attention", elem_id="attention_block")
+    output = gr.HTML(elem_id="patch")
     upload.select(_clicked, upload, [down, right], **_QUIET)
     return Drawing(functools.partial(_patch, models), [down, right, block], output)
 
@@ -160,21 +159,25 @@ def _clicked(file: str, event: gr.SelectData) -> tuple[int, int]:
     return min(100, round(100 * y / height)), min(100, round(100 * x / width))
 
 
-def _neighbor_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing | None:
-    with gr.Tab("Neighbors"):
-        if not models:
-            gr.Markdown(NO_MODEL)
-            return None
-        with gr.Row():
-            share = gr.Slider(10, 100, 25, step=5, label="Middle of the photograph, %", elem_id="share")
-            number = gr.Slider(2, 12, 6, step=1, label="How many", elem_id="number")
-        output = gr.HTML(elem_id="neighbors")
+def _neighbor_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
+    with gr.Row():
+        share = gr.Slider(10, 100, 25, step=5, label="Middle of the photograph, %", elem_id="share")
+        number = gr.Slider(2, 12, 6, step=1, label="How many", elem_id="number")
+    output = gr.HTML(elem_id="neighbors")
     gallery = Gallery(models)
 
     def draw(photograph: np.ndarray, share: float, number: int) -> str:
         return neighbor_page(gallery, models, photograph, share / 100, int(number))
 
     return Drawing(draw, [share, number], output)
+
+
+TABS: dict[str, Callable[[Sequence[DemoModel], gr.Image], Drawing]] = {
+    "Where the loss looks": _focus_tab,
+    "Reconstruct": _masked_tab,
+    "What a patch knows": _patch_tab,
+    "Neighbors": _neighbor_tab,
+}
 
 
 def _path_of_upload(payload: Any) -> str | None:

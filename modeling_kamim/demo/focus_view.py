@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..analysis.keypoint_view import positions
 from ..analysis.loss_share import loss_shares
 from ..data.views import View
 from ..objective.density import cell_density
@@ -79,10 +80,10 @@ def focus(photograph: np.ndarray, settings: FocusSettings) -> Focus:
     name = THRESHOLDS[settings.detector][0]
     value = settings.threshold if settings.detector == "sift" else int(settings.threshold)
     detector = KeypointDetector(settings.detector, settings.footprint, {name: value})
-    density = cell_density(detector(view), settings.cell_size)
+    keypoints = detector.detect(view)
+    density = cell_density(detector.draw(keypoints, view.shape[:2]), settings.cell_size)
     weights = CellWeighting("keypoint", settings.temperature, settings.norm)(torch.from_numpy(density)).numpy()
-    points = np.array([keypoint.pt for keypoint in detector.detect(view)], np.float64).reshape(-1, 2)
-    return Focus(view, points, density, weights)
+    return Focus(view, positions(keypoints), density, weights)
 
 
 def focus_page(photograph: np.ndarray, settings: FocusSettings) -> str:

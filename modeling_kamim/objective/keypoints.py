@@ -81,10 +81,13 @@ class KeypointDetector:
         Returns:
             `(height, width)`, uint8, values {0, 1}.
         """
-        keypoints = self.detect(image)
+        return self.draw(self.detect(image), image.shape[:2])
+
+    def draw(self, keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
+        """Return the keypoint map of keypoints in an image of a height and width, as of a call."""
         if self.footprint == "circle" and self.name != "fast":
-            return draw_rings(keypoints, image.shape[:2])
-        points = _point_map(keypoints, image.shape[:2])
+            return draw_rings(keypoints, shape)
+        points = _point_map(keypoints, shape)
         return points if self.footprint == "point" else cv2.dilate(points, _ring_stamp())
 
 

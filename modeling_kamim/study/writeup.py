@@ -37,19 +37,16 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
     figures = {"arms": [summary(arm) for arm in arms.values()], "differences": [asdict(found) for found in compared]}
     write_results(folder / "summary.json", figures)
     names = score_names(arms)
-    drawings = {
-        "learning.png": partial(learning_figure, arms),
-        "scores.png": partial(scores_figure, arms, names),
-        "density.png": partial(density_figure, arms),
-    }
-    has_data = {
-        "learning.png": any(
-            curves.keys() & CURVES.keys() for arm in arms.values() for curves in arm.pretraining("curves")
+    curves = [found for arm in arms.values() for found in arm.pretraining("curves")]
+    drawings = {  # whether there is something to draw, and how
+        "learning.png": (any(found.keys() & CURVES.keys() for found in curves), partial(learning_figure, arms)),
+        "scores.png": (bool(names), partial(scores_figure, arms, names)),
+        "density.png": (
+            any(arm.reconstruction("masked_l1_by_density") for arm in arms.values()),
+            partial(density_figure, arms),
         ),
-        "scores.png": bool(names),
-        "density.png": any(arm.reconstruction("masked_l1_by_density") for arm in arms.values()),
     }
-    drawn = [name for name, draw in drawings.items() if has_data[name] and save_figure(draw, folder / name)]
+    drawn = [name for name, (has_data, draw) in drawings.items() if has_data and save_figure(draw, folder / name)]
     write_text(report, "\n".join(report_lines(study, arms, compared, drawn)) + "\n")
     return report
 
