@@ -14,12 +14,6 @@ from modeling_kamim.models.processor import image_processor
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-TABS = {
-    "Where the loss looks": "focus",
-    "Reconstruct": "masked",
-    "What a patch knows": "patch",
-    "Neighbors": "neighbors",
-}
 
 
 @pytest.fixture(scope="module")
