@@ -36,11 +36,11 @@ from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
-from ..training.image_log import ImageLog
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings, save_settings
 from ..training.run_directory import claimed, step_of
 from ..training.sources import Source, open_source
+from ..training.trackers import CardLog, ImageLog
 from ..training.trainer import MaskedImageTrainer
 
 logger = logging.getLogger(__name__)
@@ -125,6 +125,7 @@ def _pretrain(
     if training_args.log_images_every:
         draw = partial(draw_reconstructions, dataset=shown, trainer=trainer)
         trainer.add_callback(ImageLog(trainer, draw, training_args.log_images_every))
+    trainer.add_callback(CardLog(trainer, card().content))
     page.write(card())
     train_and_score(trainer, checkpoint)
 

@@ -1,5 +1,6 @@
 """Pictures of a study: accuracy over images seen, accuracy of each arm, error by keypoint density."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 
@@ -52,9 +53,14 @@ def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[list[float
 
 def scores_figure(arms: Mapping[str, Arm], names: Sequence[str]) -> Figure:
     """Draw the accuracies of each arm: a panel for each score, a point for each seed, a bar for their mean."""
-    figure = Figure(figsize=(2.2 + 3.4 * len(names), 1.6 + 0.3 * len(arms)), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
-    for axis, name in zip(axes, names, strict=True):
+    rows = 2 if len(names) > 3 else 1
+    columns = math.ceil(len(names) / rows)
+    figure = Figure(figsize=(2.2 + 3.4 * columns, rows * (1.2 + 0.3 * len(arms))), layout="constrained")
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    axes = list(grid.flat)
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, names, strict=False):
         for place, arm in enumerate(arms.values()):
             values = arm.scores.get(name, [])
             axis.plot(values, [place] * len(values), "o", color=LINE_COLORS[0], markersize=5)
@@ -66,8 +72,9 @@ def scores_figure(arms: Mapping[str, Arm], names: Sequence[str]) -> Figure:
         axis.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
         axis.xaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(color="0.9")
-    axes[0].set_yticks(range(len(arms)), [plot_text(name) for name in arms])
     axes[0].invert_yaxis()
+    for axis in grid[:, 0]:
+        axis.set_yticks(range(len(arms)), [plot_text(name) for name in arms])
     return figure
 
 

@@ -12,7 +12,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..errors import first_line
 from ..objective.masking import upsample
@@ -132,9 +132,13 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
     """
     panels = {
         "loss": {"loss": "training", "eval_loss": "validation"},
-        "masked L1, unweighted": {"masked_l1": "training", "eval_masked_l1": "validation"},
+        "masked L1, unweighted\n(units of the target)": {"masked_l1": "training", "eval_masked_l1": "validation"},
         "learning rate": {"learning_rate": "learning rate"},
-        "top-1 accuracy": {"probe_top1": "linear probe", "knn_top1": "nearest neighbors", "eval_top1": "validation"},
+        "top-1 accuracy (%)": {
+            "probe_top1": "linear probe",
+            "knn_top1": "nearest neighbors",
+            "eval_top1": "validation",
+        },
     }
     series: dict[str, dict[str, list[tuple[float, float]]]] = {}  # from panel and label to points
     for title, keys in panels.items():
@@ -149,7 +153,9 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
         for (label, points), color in zip(curves.items(), LINE_COLORS, strict=False):
             marker = "o" if len(points) < 15 else None
             axis.plot(*zip(*points, strict=True), color=color, marker=marker, markersize=4, label=label)
-        axis.set(xlabel="step", ylabel=title)
+        axis.set(xlabel="optimizer step", ylabel=title)
+        if title.endswith("(%)"):
+            axis.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axis.grid(color="0.9")
         if len(curves) > 1:

@@ -92,7 +92,9 @@ def test_quantities_of_other_scales_have_axes_of_their_own():
     shown = {axis.get_ylabel(): sorted(lines(axis)) for axis in figure.axes if axis.get_ylabel()}
     assert shown == {
         "loss": ["training"],
-        "masked L1, unweighted": ["training", "validation"],
+        "masked L1, unweighted\n(units of the target)": ["training", "validation"],
         "learning rate": ["learning rate"],
-        "top-1 accuracy": ["nearest neighbors"],
+        "top-1 accuracy (%)": ["k-NN"],
     }
+    accuracy = figure.axes[-1]
+    assert accuracy.yaxis.get_major_formatter()(0.125).startswith("12.5")

@@ -1,4 +1,4 @@
-"""Pictures of reconstructions in the trackers of a run."""
+"""The card and reconstructions of a run in its trackers."""
 
 import sys
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from transformers.integrations import WandbCallback
 
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.errors import InputError
-from modeling_kamim.training.image_log import TAG, send
+from modeling_kamim.training.trackers import CARD, PICTURES, send_card, send_image
 
 RUN = ["--per_device_train_batch_size", "4", "--precision", "fp32", "--max_steps", "4", "--save_strategy", "no"]
 
@@ -40,9 +40,11 @@ def test_tensorboard_gets_pictures_and_the_probe_and_the_training_is_the_same(pr
     (folder,) = {file.parent for file in (tmp_path / "events").rglob("events*")}
     events = accumulator.EventAccumulator(str(folder))
     events.Reload()
-    pictures = events.Images(TAG)
+    pictures = events.Images(PICTURES)
     assert [picture.step for picture in pictures] == [0, 3, 4]
     assert pictures[0].width > 300 and pictures[0].encoded_image_string != pictures[2].encoded_image_string
+    (card,) = events.Tensors(f"{CARD}/text_summary")
+    assert b"KAMIM" in card.tensor_proto.string_val[0] and b"base_model" not in card.tensor_proto.string_val[0][:20]
     assert {"train/loss", "train/masked_l1", "train/probe_top1"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/probe_top1")] == [0, 2, 4]
 
@@ -54,13 +56,17 @@ def test_trackio_gets_pictures_without_a_network(pretrain, tmp_path):
     assert len(pictures) == 2
     with Image.open(pictures[0]) as picture:
         assert picture.width > 300
+    (database,) = (tmp_path / "trackio").rglob("*.db")
+    assert b"masked image modeling" in database.read_bytes()
 
 
-def test_weights_and_biases_gets_pictures():
+def test_weights_and_biases_gets_the_card_and_pictures():
     logged, tracker = [], WandbCallback.__new__(WandbCallback)
-    tracker._wandb = SimpleNamespace(log=logged.append, Image=lambda picture: picture.size)
-    send(tracker, Image.new("RGB", (30, 20)), 7)
-    assert logged == [{TAG: (30, 20), "train/global_step": 7}]
+    tracker._wandb = SimpleNamespace(log=logged.append, Image=lambda picture: picture.size, Html=str)
+    send_card(tracker, "A <card>", 0)
+    send_image(tracker, Image.new("RGB", (30, 20)), 7)
+    assert logged[0] == {CARD: "<pre>A &lt;card&gt;</pre>", "train/global_step": 0}
+    assert logged[1] == {PICTURES: (30, 20), "train/global_step": 7}
 
 
 def test_pictures_need_a_tracker(pretrain):
