@@ -136,7 +136,7 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
         "learning rate": {"learning_rate": "learning rate"},
         "top-1 accuracy (%)": {
             "probe_top1": "linear probe",
-            "knn_top1": "nearest neighbors",
+            "knn_top1": "k-NN",
             "eval_top1": "validation",
         },
     }
