@@ -265,9 +265,10 @@ class KeypointSettings:
 
     def describe(self) -> str:
         """Return the settings in one line."""
+        footprint = f", footprint {self.detector.footprint}" if self.detector.source.gives == "keypoints" else ""
         return (
-            f"{self.detector.name.upper()}, footprint {self.detector.footprint}, w_ps {self.cell_size}, "
-            f"T {self.temperature:g}; masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
+            f"{self.detector.name.upper()}{footprint}, w_ps {self.cell_size}, T {self.temperature:g}; "
+            f"masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
         )
 
 

@@ -73,6 +73,8 @@ def main() -> None:
     logger.info("The prepared data set and its card are in %s", output_dir)
     names = ("image_size", "num_channels", "keypoint_footprint", "keypoint_channel", "keypoint_image_size")
     run_settings = changed(args, *names, "crop_min_scale")
+    if args.keypoint_detector_args is not None:
+        run_settings["keypoint_detector_args"] = args.keypoint_detector_args
     if args.keypoint_detector[0] not in ("fast", "none"):
         run_settings["keypoint_detector"] = args.keypoint_detector[0]
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))

@@ -324,11 +324,13 @@ def _density_batch(
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
 
-    def detect(source: dict[str, Any], name: str) -> bytes:
-        return densities(decode_image(source, name, pixel_range, densities.num_channels))
+    def begin(source: dict[str, Any], name: str) -> Any:
+        return densities.begin(decode_image(source, name, pixel_range, densities.num_channels))
 
-    found = list(process_rows(rows[image_column], indices, skip_bad_images, detect))
-    return {densities.column: [density for density, _ in found], "error": [error for _, error in found]}
+    found = list(process_rows(rows[image_column], indices, skip_bad_images, begin))
+    stored = iter(densities.finish([begun for begun, _ in found if begun is not None]))
+    column = [None if begun is None else next(stored) for begun, _ in found]
+    return {densities.column: column, "error": [error for _, error in found]}
 
 
 def _check_batch(

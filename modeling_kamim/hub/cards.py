@@ -18,6 +18,7 @@ from ..models.classifier import KamimViTClassifierConfig
 from ..models.families import FAMILIES, family_of, model_depth
 from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
+from ..objective.sources.table import SOURCES
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
 
@@ -87,6 +88,7 @@ def pretraining_card(
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
         is_kamim=weighting != "none",
         kamim=config.kamim,
+        source=SOURCES[config.kamim.get("keypoint_detector", "fast")],
         layout=_layout(config),
         num_channels=config.num_channels,
         mean=list(getattr(processor, "image_mean", None) or []),

@@ -1,6 +1,5 @@
 """Settings of a pretraining: model, objective, and transformers' `TrainingArguments` with the paper's recipe."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,8 +25,9 @@ from ..limits import (
 from ..models.families import FAMILIES, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
+from ..objective.sources.table import SOURCES, sources_in_words
 from ..objective.weighting import CellWeighting
 from .hardware import Hardware, find_hardware
 from .recipe import check_image_log, check_recipe
@@ -84,9 +84,13 @@ class KamimArguments:
     weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
         default="keypoint", help="keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."
     )
-    keypoint_detector: Literal["fast", "sift", "orb"] = HfArg(default="fast", help="OpenCV detector.")
+    keypoint_detector: str = HfArg(
+        default="fast",
+        metadata={"choices": list(SOURCES)},
+        help=f"Source of the density. {sources_in_words()}. See docs/method.md.",
+    )
     keypoint_detector_args: str | None = HfArg(
-        default=None, help="Parameters of the detector as JSON, for example '{\"threshold\": 20}'."
+        default=None, help="Parameters of the source as JSON, for example '{\"threshold\": 20}'."
     )
     keypoint_footprint: Literal["circle", "point"] = HfArg(
         default="circle", help="Draw a keypoint as a ring of radius 3 px, or as one pixel."
@@ -236,13 +240,9 @@ class KamimArguments:
         Raises:
             InputError: if `keypoint_detector_args` is no JSON object, or the detector does not take them.
         """
-        try:
-            parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
-        except ValueError as error:
-            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}, not JSON: {error}") from None
-        if not isinstance(parameters, dict):
-            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
-        return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
+        return KeypointDetector(
+            self.keypoint_detector, self.keypoint_footprint, detector_parameters(self.keypoint_detector_args)
+        )
 
     def densities(self) -> DensityDetector:
         """Return the detector of whole images that these arguments describe."""
@@ -263,10 +263,6 @@ class KamimArguments:
         """Rows and columns of the weight cells."""
         height, width = height_and_width(self.image_size)
         return height // self.weight_patch_size, width // self.weight_patch_size
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def largest_divisor(whole: int, most: int, of: int = 1) -> int:
