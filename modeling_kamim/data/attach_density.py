@@ -226,6 +226,7 @@ def attach_keypoint_density(
         "densities": densities,
         "pixel_range": pixel_range,
     }
+    num_proc = densities.detector.processes(num_proc)
     found = map_images(dataset, _density_batch, image_column, columns, settings, num_proc, "Detecting keypoints")
     if densities.column in dataset.column_names:
         dataset = dataset.remove_columns(densities.column)

@@ -117,8 +117,8 @@ class DensityDetector:
     def label(self) -> str:
         """The settings that distinguish these densities from others, as a line of JSON in ASCII."""
         settings: dict[str, Any] = {"detector": self.detector.name, "footprint": self.detector.footprint}
-        if self.detector.parameters:
-            settings["parameters"] = dict(self.detector.parameters)
+        if self.detector.identity:
+            settings["parameters"] = self.detector.identity
         if self.num_channels != 3:
             settings["num_channels"] = self.num_channels
         if self.channel is not None:

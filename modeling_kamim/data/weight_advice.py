@@ -166,6 +166,7 @@ def advise(
     grid = [side // given.weight_patch_size for side in height_and_width(transform.image_size)]
     settings = {"detectors": detectors, "transform": transform, "grid": grid}
     columns = {name: datasets.List(datasets.Value("float32")) for name in detectors}
+    num_proc = given.detector.processes(num_proc)
     chosen, once = rows.select(sampled(len(rows), NUM_IMAGES)), {"load_from_cache_file": False, "keep_in_memory": True}
     mapped = map_images(chosen, _densities_batch, column, columns, settings, num_proc, "Weighing cells", **once)
     found = [row for row in mapped if all(cells is not None for cells in row.values())]

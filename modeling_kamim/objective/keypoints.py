@@ -17,11 +17,13 @@ import numpy as np
 from ..errors import InputError
 from ..limits import check_choice
 from .sources.table import SOURCES, Source
+from .sources.weights import device
 
 # Part of every cache key. Raise it with every change, here, in sources/ or in density.py, that alters a map or a stored
 # density: otherwise old caches stay in use.
 KEYPOINTS_VERSION = 2
 FOOTPRINTS = ("circle", "point")
+_BATCH_SIZE = 32  # images of a learned source
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,14 @@ class KeypointDetector:
                 "leave keypoint_footprint out"
             )
         try:
-            self._finder()
+            finder = self._finder()
         except (TypeError, cv2.error) as error:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"keypoint_detector {self.name} refuses {dict(self.parameters)}: {reason}") from error
+        if self.is_learned:
+            object.__setattr__(
+                self, "_digest", finder.digest
+            )  # pickled, so that other weights make another fingerprint
 
     @property
     def source(self) -> Source:
@@ -67,7 +73,30 @@ class KeypointDetector:
         """Whether it is a model, which takes batches and runs on the device."""
         return bool(self.source.weights)
 
-    def _finder(self) -> Callable[[Any], Any]:
+    @property
+    def digest(self) -> str:
+        """Of the weights of a learned source; else empty."""
+        return getattr(self, "_digest", "")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its maps from those of other parameters: the digest of weights, and not their place."""
+        parameters = {name: value for name, value in self.parameters.items() if name != self.source.weights}
+        return {**parameters, "weights": self.digest} if self.is_learned else parameters
+
+    def processes(self, num_proc: int | None) -> int | None:
+        """Return in how many processes it may run: those that are given, but a learned one stays in this process."""
+        return None if self.is_learned else num_proc  # a fork cannot use the GPU of its parent, and cores are shared
+
+    @property
+    def notice(self) -> str:
+        """What a log says of a learned source; empty for others."""
+        if not self.is_learned:
+            return ""
+        license = f"; its license: {self.source.license}" if self.source.license else ""
+        return f"Density source {self.name}: a model ({self.digest}) on {device()}{license}"
+
+    def _finder(self) -> Any:
         return _made(self.name, tuple(sorted(self.parameters.items())))
 
     def detect(self, image: np.ndarray) -> Sequence[cv2.KeyPoint]:
@@ -106,7 +135,7 @@ class KeypointDetector:
         for image in images:
             _check_image(image)
         find = self._finder()
-        return [find(image) for image in images]
+        return _in_batches(find, images) if self.is_learned else [find(image) for image in images]
 
     def draw(self, keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
         """Return the keypoint map of keypoints in an image of a height and width, as of a call."""
@@ -190,6 +219,19 @@ def _point_map(keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.
 @lru_cache(maxsize=1)
 def _ring_stamp() -> np.ndarray:
     return draw_rings([cv2.KeyPoint(4.0, 4.0, 1.0)], (9, 9))
+
+
+def _in_batches(find: Callable[[Any], Any], images: Sequence[np.ndarray]) -> list[Any]:
+    """Return what is found in each image, by batches of images of one size."""
+    found: list[Any] = [None] * len(images)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image.shape, []).append(place)
+    for of_size in places.values():
+        for batch in (of_size[start : start + _BATCH_SIZE] for start in range(0, len(of_size), _BATCH_SIZE)):
+            for place, one in zip(batch, find([images[place] for place in batch]), strict=True):
+                found[place] = one
+    return found
 
 
 @lru_cache(maxsize=16)

@@ -29,6 +29,7 @@ from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
 from ..objective.sources.table import SOURCES, sources_in_words
 from ..objective.weighting import CellWeighting
+from .batches import OnlineDensity
 from .hardware import Hardware, find_hardware
 from .recipe import check_image_log, check_recipe
 
@@ -97,6 +98,9 @@ class KamimArguments:
     )
     keypoint_source: Literal["map", "online"] = HfArg(
         default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
+    )
+    force_online: bool = HfArg(
+        default=False, help="Detect online with a learned source although there is no GPU, which is slow."
     )
     keypoint_image_size: int | None = HfArg(
         default=None,
@@ -221,7 +225,7 @@ class KamimArguments:
             mask_ratio=self.mask_ratio,
             weight_patch_size=self.weight_patch_size,
             random_view=self.random_view(),
-            detector=self.detector() if is_weighted and is_online else None,
+            detector=self.detector() if is_weighted and is_online and not self.detector().is_learned else None,
             densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
             num_channels=self.num_channels,
@@ -243,6 +247,21 @@ class KamimArguments:
         return KeypointDetector(
             self.keypoint_detector, self.keypoint_footprint, detector_parameters(self.keypoint_detector_args)
         )
+
+    def online_density(self) -> OnlineDensity | None:
+        """Return what detects on the pixels of a batch; None where the loader or the map step does."""
+        detector = self.detector()
+        if self.weighting == "none" or self.keypoint_source != "online" or not detector.is_learned:
+            return None
+        return OnlineDensity(detector, self.weight_patch_size, self.keypoint_channel)
+
+    def check_device(self, device: str) -> None:
+        """Raise InputError if a model would detect on every crop, and there is no GPU for it."""
+        if self.online_density() is not None and device != "cuda" and not self.force_online:
+            raise InputError(
+                f"keypoint_source is online, and keypoint_detector {self.keypoint_detector} is a model, which is slow "
+                "without a GPU; take --keypoint_source map, or --force_online true"
+            )
 
     def densities(self) -> DensityDetector:
         """Return the detector of whole images that these arguments describe."""

@@ -21,7 +21,7 @@ from ..data.samples import SampleDataset
 from ..errors import StoppedError
 from ..files import json_values
 from ..objective.weighting import CellWeighting
-from .batches import normalize, weigh
+from .batches import OnlineDensity, normalize, weigh
 from .checkpointing import StatefulCallback
 from .launch import largest_of_processes
 from .nonfinite import NonfiniteGuard
@@ -252,15 +252,24 @@ class MaskedImageTrainer(PixelTrainer):
         *args, **kwargs: of `PixelTrainer`.
         weighting: turns the keypoint densities of a batch into weights; None for SimMIM.
         num_cells: weight cells on each side of an image, or their rows and columns.
+        online: detects on the pixels of a batch; None where its samples have densities.
     """
 
-    def __init__(self, *args, weighting: CellWeighting | None = None, num_cells: int | Sequence[int] = 24, **kwargs):
+    def __init__(
+        self,
+        *args,
+        weighting: CellWeighting | None = None,
+        num_cells: int | Sequence[int] = 24,
+        online: OnlineDensity | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.online = online
         self.weighting = weighting
         self.num_cells = num_cells
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
+        inputs = super()._prepare_inputs(self.online(inputs) if self.online else inputs)
         return inputs if self.weighting is None else weigh(inputs, self.weighting, self.num_cells)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):

@@ -283,7 +283,13 @@ class _Steps:
         make, settings = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
         self.optimizer = make(self.model.parameters(), **settings)
         processor = image_processor(image_size_of(config), None, None, [0.5], [0.25])  # any takes as long
-        self.inputs = (processor, args.device, kamim_args.cell_weighting(), kamim_args.num_cells)
+        self.inputs = (
+            processor,
+            args.device,
+            kamim_args.cell_weighting(),
+            kamim_args.num_cells,
+            kamim_args.online_density(),
+        )
         gpu = torch.cuda.get_device_properties(args.device).total_memory if self.is_cuda else None
         self.available = gpu or psutil.virtual_memory().total
 

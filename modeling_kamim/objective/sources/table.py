@@ -10,8 +10,11 @@ from typing import Any, Literal
 from .entropy import Entropy
 from .laplacian import Laplacian
 from .opencv import opencv_detector
+from .saliency import Attention
 from .sobel import Sobel
+from .superpoint import SuperPoint
 from .variance import Variance
+from .xfeat import XFeat
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ SOURCES: dict[str, Source] = {
     "laplacian": Source("Laplacian magnitude", Laplacian, "map"),
     "variance": Source("local variance", Variance, "map"),
     "entropy": Source("local entropy", Entropy, "map"),
+    "superpoint": Source(
+        "SuperPoint", SuperPoint, "keypoints", "model", "academic or non-profit noncommercial research use only"
+    ),
+    "xfeat": Source("XFeat", XFeat, "keypoints", "weights"),
+    "attention": Source("attention of an encoder", Attention, "map", "model"),
 }
 
 
