@@ -207,6 +207,7 @@ def prepared_dataset_card(
         num_channels=preparation.num_channels,
         column=densities[0].column if densities else None,
         labels="\n".join(density.label for density in densities),
+        restricted={d.detector.name: d.detector.source.license for d in densities if d.detector.source.license},
     )
 
 

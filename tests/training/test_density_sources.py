@@ -8,6 +8,7 @@ import pytest
 import torch
 from background import QUIET, RUN, SMALL, VIT, count_steps, finish, kill, wait_for
 from learned_sources import save_superpoint
+from runs import log_of
 from safetensors.torch import load_file
 
 SOBEL = ["--keypoint_detector", "sobel", "--keypoint_detector_args", '{"size": 5}']
@@ -27,13 +28,8 @@ def test_a_run_of_another_source_goes_on_and_says_what_made_its_weights(start, t
     arguments, words = CASES[case]
     if "superpoint" in case:
         model = save_superpoint(tmp_path / "secret" / "superpoint")
-        arguments = [
-            "--keypoint_detector",
-            "superpoint",
-            "--keypoint_detector_args",
-            json.dumps({"model": model}),
-            *arguments,
-        ]
+        given = json.dumps({"model": model})
+        arguments = ["--keypoint_detector", "superpoint", "--keypoint_detector_args", given, *arguments]
     arguments = [*VIT, *SMALL, *RUN, *QUIET, "--max_steps", "20", "--save_steps", "100", *arguments]
     whole, stopped, log = tmp_path / "whole", tmp_path / "stopped", tmp_path / "stopped.log"
     finish(start(whole, *arguments), whole)
@@ -46,6 +42,7 @@ def test_a_run_of_another_source_goes_on_and_says_what_made_its_weights(start, t
 
     first, second = load_file(whole / "model.safetensors"), load_file(stopped / "model.safetensors")
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    assert all(entry["loss"] > 1.05 * entry["masked_l1"] for entry in log_of(whole) if "loss" in entry)
     card = (whole / "README.md").read_text()
     assert words in " ".join(card.split())
     if "superpoint" in case:

@@ -15,8 +15,10 @@ from learned_sources import save_encoder, save_superpoint
 from safetensors.torch import save_file
 from transformers import AutoModel, SuperPointForKeypointDetection
 
+from modeling_kamim.data.preparation import Preparation
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.errors import InputError
+from modeling_kamim.hub.cards import prepared_dataset_card
 from modeling_kamim.objective.keypoints import KeypointDetector
 from modeling_kamim.privacy import public_settings
 from modeling_kamim.training.arguments import KamimArguments
@@ -301,3 +303,12 @@ def test_the_table_needs_neither_transformers_models_nor_kornia():
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_card_of_a_prepared_data_set_names_the_license(superpoint, tmp_path):
+    def card(detector):
+        preparation = Preparation("image", 32, (DensityDetector(detector, 32),))
+        return str(prepared_dataset_card(tmp_path, "name", preparation, {"num_rows": 1, "num_bytes": 1, "num_bad": 0}))
+
+    assert "densities of superpoint are for academic or non-profit noncommercial" in card(of_superpoint(superpoint))
+    assert superpoint not in card(of_superpoint(superpoint)) and "weights of the model" not in card(KeypointDetector())
