@@ -72,11 +72,14 @@ class Benchmark:
         self.fast, self.fast_seconds = self._maps(KeypointDetector())
 
     def _maps(self, detector: KeypointDetector) -> tuple[list[np.ndarray], float]:
-        """Return the maps of the crops, and the seconds that one takes."""
+        """Return the maps of the crops, and the seconds that one takes, in the fastest of three rounds."""
         detector.maps(self.crops[:2])
-        start = time.perf_counter()
-        maps = detector.maps(self.crops)
-        return maps, (time.perf_counter() - start) / len(maps)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            maps = detector.maps(self.crops)
+            seconds.append((time.perf_counter() - start) / len(maps))
+        return maps, min(seconds)
 
     def measure(self, detector: KeypointDetector) -> None:
         """Print a row for each size of cells."""

@@ -59,9 +59,8 @@ class KeypointDetector:
             reason = str(error).strip().splitlines()[-1]
             raise InputError(f"keypoint_detector {self.name} refuses {dict(self.parameters)}: {reason}") from error
         if self.is_learned:
-            object.__setattr__(
-                self, "_digest", finder.digest
-            )  # pickled, so that other weights make another fingerprint
+            # Pickled, so that other weights make another fingerprint of a map step.
+            object.__setattr__(self, "_digest", finder.digest)
 
     @property
     def source(self) -> Source:
