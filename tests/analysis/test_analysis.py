@@ -18,7 +18,7 @@ from modeling_kamim.analysis.attention import (
     uniform_attention_distance,
 )
 from modeling_kamim.analysis.fourier import diagonal_frequencies, log_amplitude, relative_log_amplitude
-from modeling_kamim.analysis.keypoint_view import keypoint_positions, weight_grid
+from modeling_kamim.analysis.keypoint_view import amount, keypoint_positions, weight_grid
 from modeling_kamim.analysis.loss_share import loss_shares
 from modeling_kamim.analysis.moments import RunningMoments
 from modeling_kamim.analysis.similarity import GramAccumulator, MinibatchCka, effective_rank, linear_cka, unbiased_hsic
@@ -313,3 +313,9 @@ def test_weight_grid_is_that_of_training(astronaut):
     np.testing.assert_array_equal(grid[8, 0.25], expected)
     assert keypoint_positions(detector, image).shape == (len(detector.detect(image)), 2)
     assert keypoint_positions(detector, np.zeros((32, 32, 3), np.uint8)).shape == (0, 2)
+
+
+def test_the_amount_of_a_source_is_its_keypoints_or_the_mean_of_its_map(photographs):
+    for image in photographs[:2]:
+        assert amount(KeypointDetector(), image) == len(KeypointDetector().detect(image))
+        assert amount(KeypointDetector("sobel"), image) == pytest.approx(KeypointDetector("sobel")(image).mean())

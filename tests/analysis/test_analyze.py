@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from modeling_kamim.errors import InputError
 from modeling_kamim.models.families import FAMILIES, encoder_stride
 from modeling_kamim.models.processor import image_processor
 from modeling_kamim.models.sizes import image_size_of
+from modeling_kamim.objective.keypoints import KeypointDetector
 
 CPU = torch.device("cpu")
 KAMIM = {"weighting": "keypoint", "weight_patch_size": 8, "temperature": 0.5, "mask_patch_size": 16, "mask_ratio": 0.5}
@@ -346,3 +348,14 @@ def test_models_are_named_or_named_by_their_folder():
     assert args.named_models() == {"kamim": "a/b", "mim": "outputs/mim/", "random": None}
     assert set(args.analyses) == set(ANALYSES)
     assert args.formats == ["png", "pdf"]
+
+
+def test_keypoint_settings_are_those_of_any_source_that_is_here(caplog):
+    def settings(**kamim):
+        return KeypointSettings([SimpleNamespace(config=SimpleNamespace(kamim={"weighting": "keypoint", **kamim}))])
+
+    sobel = settings(keypoint_detector="sobel", keypoint_detector_args='{"size": 5}')
+    assert sobel.detector == KeypointDetector("sobel", parameters={"size": 5})
+    assert sobel.describe().startswith("SOBEL, w_ps 8") and "FAST, footprint circle" in settings().describe()
+    away = settings(keypoint_detector="superpoint", keypoint_detector_args='{"model": "local:superpoint"}')
+    assert away.detector == KeypointDetector() and "shown as FAST finds them" in caplog.text
