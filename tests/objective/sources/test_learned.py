@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,8 @@ from learned_sources import save_encoder, save_superpoint
 from safetensors.torch import save_file
 from transformers import AutoModel, SuperPointForKeypointDetection
 
+from modeling_kamim.data.attach_density import attach_keypoint_density
+from modeling_kamim.data.decoding import encode_png
 from modeling_kamim.data.preparation import Preparation
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.errors import InputError
@@ -312,3 +315,17 @@ def test_the_card_of_a_prepared_data_set_names_the_license(superpoint, tmp_path)
 
     assert "densities of superpoint are for academic or non-profit noncommercial" in card(of_superpoint(superpoint))
     assert superpoint not in card(of_superpoint(superpoint)) and "weights of the model" not in card(KeypointDetector())
+
+
+def test_map_step_and_preparation_give_each_image_its_own_density(superpoint, photographs):
+    """Batches of several sizes, with a bad image among them, in one process whatever is asked for."""
+    densities = DensityDetector(of_superpoint(superpoint), 32)
+    encoded = [encode_png(image) for image in photographs]
+    rows = [{"image": {"bytes": data, "path": None}} for data in [*encoded[:2], b"no image", *encoded[2:]]]
+    dataset = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image(decode=False))
+    expected = [densities(image) for image in photographs]
+    assert len(set(expected)) == len(photographs)
+    mapped, bad = attach_keypoint_density(dataset, densities, "image", skip_bad_images=True, num_proc=2)
+    assert mapped[densities.column][:] == expected and len(bad) == 1
+    prepared, bad = Preparation("image", 32, (densities,), skip_bad_images=True)(dataset[:], list(range(7)))
+    assert prepared[densities.column] == expected and len(bad) == 1
