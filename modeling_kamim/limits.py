@@ -50,6 +50,7 @@ RANGES: dict[str, Range] = {
     "mask_patch_size": _COUNT,
     "weight_patch_size": _COUNT,
     "mask_ratio": _SHARE,
+    "temperature_end": Range("greater than 0 and finite", lambda x: 0 < x < math.inf),
     "temperature": Range("greater than 0 and finite (the paper uses 0.25)", lambda x: 0 < x < math.inf),
     "crop_min_scale": Range("in (0, 1]", lambda x: 0 < x <= 1),
     "horizontal_flip": Range("a probability, in [0, 1]", lambda x: 0 <= x <= 1),

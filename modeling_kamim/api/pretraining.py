@@ -30,6 +30,7 @@ from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
 from ..models.sizes import image_size_of, patch_grid
 from ..models.warm_start import warm_start
+from ..objective.targets import TARGETS
 from ..privacy import public_dataset, public_name
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.batches import prepare_batch
@@ -48,6 +49,8 @@ CONFIG_KEYS = (
     "method",
     "weighting",
     "temperature",
+    "temperature_schedule",
+    "temperature_end",
     "weight_norm",
     "weight_patch_size",
     "keypoint_detector",
@@ -146,7 +149,7 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
     kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
     config = kamim_args.model_config(kamim=kamim)
     if family_of(config).drops_masked:  # for transformers' own class
-        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, kamim_args.target == "normalized_pixels"
+        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, TARGETS[kamim_args.target].is_normalized
     if base is None:
         return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
     start = warm_start(base, config, attention)
@@ -272,7 +275,7 @@ def draw_reconstructions(
     """Draw what a model makes of up to 4 samples, and their keypoint weights (all 1 for SimMIM)."""
     num_rows, processor = min(4, len(dataset)), trainer.processing_class
     samples = default_collate([dataset[row * len(dataset) // num_rows] for row in range(num_rows)])
-    batch = prepare_batch(samples, processor, trainer.args.device, trainer.weighting, trainer.num_cells)
+    batch = prepare_batch(samples, processor, trainer.args.device, trainer.current_weighting, trainer.num_cells)
     model.eval()
     reconstruction = model(**batch).reconstruction
     weights = batch.get("keypoint_weights", torch.ones(num_rows, 1, 1))

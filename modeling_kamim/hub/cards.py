@@ -18,6 +18,7 @@ from ..models.classifier import KamimViTClassifierConfig
 from ..models.families import FAMILIES, family_of, model_depth
 from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
+from ..objective.targets import TARGETS
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
 
@@ -85,6 +86,7 @@ def pretraining_card(
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
+        target=TARGETS[config.kamim["target"]].words,
         is_kamim=weighting != "none",
         kamim=config.kamim,
         layout=_layout(config),
@@ -336,7 +338,7 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def baseline_name(kamim: Mapping[str, Any] | None) -> str:
     """What the masked pixels are filled with beside a reconstruction, by the settings of the pretraining."""
-    if (kamim or {}).get("target") == "normalized_pixels":
+    if TARGETS[(kamim or {}).get("target") or "pixels"].is_normalized:
         return "the mean of each patch, which the model is given,"
     return "the mean color of the visible pixels"
 

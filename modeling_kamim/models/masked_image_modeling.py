@@ -18,7 +18,8 @@ from transformers.modeling_outputs import MaskedImageModelingOutput, ModelOutput
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import can_return_tuple
 
-from ..objective.losses import masked_loss, patch_statistics
+from ..objective.losses import masked_loss
+from ..objective.targets import TARGETS
 from .families import Family, encoder_stride, family_of
 from .positions import mae_positions
 from .sizes import patch_grid
@@ -111,6 +112,10 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         rows, columns = (side // stride for side in pixel_values.shape[2:])
         return self.decoder(tokens.transpose(1, 2).unflatten(2, (rows, columns))), outputs
 
+    def target(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What is predicted of images, and mean and deviation of each patch where it is normalized: see `Target`."""
+        return TARGETS[self.objective["target"]](pixel_values, encoder_stride(self.config))
+
     def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens behind the encoder's last LayerNorm."""
         return tokens
@@ -133,28 +138,23 @@ class KamimForMaskedImageModeling(PreTrainedModel):
             **kwargs: of the encoder, for example `output_hidden_states`.
 
         Returns:
-            `reconstruction` in the units of `pixel_values`. Where the target is "normalized_pixels", mean and deviation
-            of each patch, which the model does not predict, are those of the image itself.
+            `reconstruction` in the units of `pixel_values`. Where the target is normalized, mean and deviation of each
+            patch, which the model does not predict, are those of the image itself.
         """
         reconstruction, outputs = self.reconstruct(pixel_values, bool_masked_pos, **kwargs)
-        target, objective = pixel_values, self.objective
-        is_normalized = objective["target"] == "normalized_pixels"
         if reconstruction.shape != pixel_values.shape:
             raise ValueError(
                 f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values {tuple(pixel_values.shape)}: "
                 f"encoder_stride {getattr(self.config, 'encoder_stride', None)} does not fit the encoder"
             )
-        if is_normalized:
-            mean, deviation = patch_statistics(pixel_values, encoder_stride(self.config))
-            target = (pixel_values - mean) / deviation
-
+        target, statistics = self.target(pixel_values)
         loss = unweighted = None
         if bool_masked_pos is not None:
             mask = bool_masked_pos.unflatten(1, tuple(side // self.config.patch_size for side in target.shape[2:]))
-            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, objective["loss"])
+            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, self.objective["loss"])
         return KamimMaskedImageModelingOutput(
             loss=loss,
-            reconstruction=reconstruction * deviation + mean if is_normalized else reconstruction,
+            reconstruction=reconstruction if statistics is None else reconstruction * statistics[1] + statistics[0],
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
             masked_l1=unweighted,
@@ -178,6 +178,10 @@ class BeitPixelDecoder(PixelDecoder):
     `simmim_init` in the config is the initialization of SimMIM's ViT: weights within one deviation of 0.02, those that
     end a residual branch of block n divided by sqrt(2 n).
     """
+
+    def target(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What is predicted of images, and mean and deviation of each patch where it is normalized: see `Target`."""
+        return TARGETS[self.objective["target"]](pixel_values, encoder_stride(self.config))
 
     def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         norm = self.beit.pooler.layernorm

@@ -77,8 +77,10 @@ class KamimArguments:
         default=None, help="Side of a masked block in pixels; 32 (vit_mae: a patch), or the nearest that fits."
     )
     mask_ratio: float = HfArg(default=None, help="Share of blocks to mask, in (0, 1); 0.6 (vit_mae: 0.75).")
-    target: Literal["pixels", "normalized_pixels"] = HfArg(
-        default=None, help="Predict pixels, or pixels normalized in each patch (vit_mae's default)."
+    target: Literal["pixels", "normalized_pixels", "low_pass", "normalized_low_pass"] = HfArg(
+        default=None,
+        help="Predict pixels, their low frequencies (as PixMIM), or either normalized in each patch (vit_mae's "
+        "default: normalized_pixels).",
     )
     loss: Literal["l1", "mse"] = HfArg(default=None, help="Absolute error, or squared (vit_mae's default).")
     weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
@@ -106,6 +108,10 @@ class KamimArguments:
         default=None, help="Side of a weight cell (w_ps) in pixels; 8, or the largest below that divides the image."
     )
     temperature: float = HfArg(default=0.25, help="T of Eq. 2; smaller means stronger weights.")
+    temperature_schedule: Literal["constant", "linear", "cosine"] = HfArg(
+        default="constant", help="How T moves from temperature to temperature_end during the training."
+    )
+    temperature_end: float | None = HfArg(default=None, help="T at the last step of a linear or cosine schedule.")
     weight_norm: Literal["none", "mean"] = HfArg(
         default="none", help="mean divides the weights of an image by their mean."
     )
@@ -228,7 +234,8 @@ class KamimArguments:
         """Return the weighting that these arguments describe; None for SimMIM."""
         if self.weighting == "none":
             return None
-        return CellWeighting(self.weighting, self.temperature, self.weight_norm)
+        schedule = self.temperature_schedule, self.temperature_end
+        return CellWeighting(self.weighting, self.temperature, self.weight_norm, *schedule)
 
     def detector(self) -> KeypointDetector:
         """Return the detector that these arguments describe.

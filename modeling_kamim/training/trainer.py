@@ -250,7 +250,8 @@ class MaskedImageTrainer(PixelTrainer):
 
     Args:
         *args, **kwargs: of `PixelTrainer`.
-        weighting: turns the keypoint densities of a batch into weights; None for SimMIM.
+        weighting: turns the keypoint densities of a batch into weights, by the temperature of the step; None for
+            SimMIM.
         num_cells: weight cells on each side of an image, or their rows and columns.
     """
 
@@ -259,9 +260,22 @@ class MaskedImageTrainer(PixelTrainer):
         self.weighting = weighting
         self.num_cells = num_cells
 
+    @property
+    def current_weighting(self) -> CellWeighting | None:
+        """The weighting with the temperature of the step."""
+        if self.weighting is None:
+            return None
+        return self.weighting.at(min(1.0, self.state.global_step / max(1, self.state.max_steps)))
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        weighting = self.current_weighting
+        if "loss" in logs and weighting is not None and weighting is not self.weighting:  # it has a schedule
+            logs["temperature"] = weighting.temperature
+        super().log(logs, *args, **kwargs)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs = super()._prepare_inputs(inputs)
-        return inputs if self.weighting is None else weigh(inputs, self.weighting, self.num_cells)
+        inputs, weighting = super()._prepare_inputs(inputs), self.current_weighting
+        return inputs if weighting is None else weigh(inputs, weighting, self.num_cells)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**inputs)

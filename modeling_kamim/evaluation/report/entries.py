@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...hub.markup import MISSING
+from ...objective.targets import TARGETS
 from ..protocols import PROBED_BLOCK, PROTOCOLS
 from ..results import AVERAGED, MEASURED, is_number
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
@@ -90,7 +91,8 @@ class Entry:
             details += [self.detector, f"w_ps {w_ps}", f"T {temperature}", _show(kamim.get("keypoint_source"))]
             details += ["points"] * (kamim.get("keypoint_footprint") == "point")
             details += ["mean weight 1"] * (kamim.get("weight_norm") == "mean")
-        details += ["normalized pixels"] * (kamim.get("target") == "normalized_pixels")
+        if kamim.get("target") in TARGETS and kamim["target"] != "pixels":
+            details.append(TARGETS[kamim["target"]].words)
         if kamim.get("base_model") is not None:
             details.append(f"from {_show(kamim['base_model'])}")
         return f"{self.method} ({', '.join(details)})" if details else self.method
