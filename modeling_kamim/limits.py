@@ -52,6 +52,8 @@ RANGES: dict[str, Range] = {
     "mask_ratio": _SHARE,
     "temperature_end": Range("greater than 0 and finite", lambda x: 0 < x < math.inf),
     "temperature": Range("greater than 0 and finite (the paper uses 0.25)", lambda x: 0 < x < math.inf),
+    "selection_ratio": Range("a share of the images, in (0, 1]", lambda x: 0 < x <= 1),
+    "selection_every": _COUNT,
     "crop_min_scale": Range("in (0, 1]", lambda x: 0 < x <= 1),
     "horizontal_flip": Range("a probability, in [0, 1]", lambda x: 0 <= x <= 1),
     "vertical_flip": Range("a probability, in [0, 1]", lambda x: 0 <= x <= 1),

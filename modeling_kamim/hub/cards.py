@@ -87,7 +87,8 @@ def pretraining_card(
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
         target=TARGETS[config.kamim["target"]].words,
-        is_kamim=weighting != "none",
+        is_kamim=weighting not in ("none", "predicted_loss"),
+        selection=_selection(config.kamim),
         kamim=config.kamim,
         layout=_layout(config),
         num_channels=config.num_channels,
@@ -97,6 +98,19 @@ def pretraining_card(
         curves=bool(losses),
         losses=_loss_table(losses),
     )
+
+
+def _selection(kamim: Mapping[str, Any]) -> str:
+    """Which share of the images a training read, in words; "" for all of them."""
+    ratio, every = kamim.get("selection_ratio") or 1, kamim.get("selection_every")
+    if ratio == 1:
+        return ""
+    how = {
+        "patch_aware": "those with the hardest patches, scored",
+        "reversed": "those with the easiest patches, scored",
+        "random": "drawn at random",
+    }[kamim["selection"]]
+    return f"{ratio:.0%} of the images, {how} every {f'{every} epochs' if every != 1 else 'epoch'}"
 
 
 def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str | None) -> ModelCard:

@@ -66,6 +66,7 @@ WEIGHTINGS: dict[str, Weighting] = {
     "constant": constant_weights,
     "shuffled": shuffled_weights,
     "inverse": inverse_weights,
+    "predicted_loss": keypoint_weights,  # the density is that of a loss predictor, no keypoints
 }
 WEIGHT_NORMS = ("none", "mean")
 # share of the way from the first temperature to the last, by the share of the training that is done

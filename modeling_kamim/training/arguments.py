@@ -23,12 +23,14 @@ from ..limits import (
     size_in_words,
     written_size,
 )
-from ..models.families import FAMILIES, family_of
+from ..models.families import FAMILIES, encoder_stride, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
 from ..objective.keypoints import KeypointDetector
 from ..objective.masking import num_masked_blocks
+from ..objective.selection_rule import SelectionRule
 from ..objective.weighting import CellWeighting
+from .hard_patches import HardPatches
 from .hardware import Hardware, find_hardware
 from .recipe import check_image_log, check_recipe
 
@@ -83,8 +85,10 @@ class KamimArguments:
         "default: normalized_pixels).",
     )
     loss: Literal["l1", "mse"] = HfArg(default=None, help="Absolute error, or squared (vit_mae's default).")
-    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
-        default="keypoint", help="keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."
+    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse", "predicted_loss"] = HfArg(
+        default="keypoint",
+        help="keypoint is KAMIM, none is SimMIM; predicted_loss weights by what the loss predictor expects; the others "
+        "are controls (see docs/method.md).",
     )
     keypoint_detector: Literal["fast", "sift", "orb"] = HfArg(default="fast", help="OpenCV detector.")
     keypoint_detector_args: str | None = HfArg(
@@ -115,6 +119,21 @@ class KamimArguments:
     weight_norm: Literal["none", "mean"] = HfArg(
         default="none", help="mean divides the weights of an image by their mean."
     )
+    loss_predictor: bool = HfArg(
+        default=False,
+        help="Train a small head that predicts which patches have large errors (Hard Patches Mining). What needs it "
+        "turns it on.",
+    )
+    masking: Literal["random", "easy_to_hard"] = HfArg(
+        default="random", help="Mask random blocks, or more and more of those with the largest predicted errors."
+    )
+    selection: Literal["patch_aware", "random", "reversed"] = HfArg(
+        default="patch_aware",
+        help="Which share of the images is trained on (selection_ratio): those with the hardest patches, any, or those "
+        "with the easiest.",
+    )
+    selection_ratio: float = HfArg(default=1.0, help="Share of the images to train on, in (0, 1]; 1 is all of them.")
+    selection_every: int = HfArg(default=1, help="Epochs from one selection to the next.")
     crop_min_scale: float = HfArg(default=0.67, help="Least area of the random crop, in (0, 1].")
     horizontal_flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
     vertical_flip: float = HfArg(default=0.5, help="Probability of a vertical flip.")
@@ -155,8 +174,19 @@ class KamimArguments:
                 "smaller ratio or smaller blocks"
             )
         self.cell_weighting(), self.detector(), self.random_view()
-        if self.weighting != "none" and self.keypoint_source == "map":
+        if self.needs_keypoints and self.keypoint_source == "map":
             self.densities().check_cells(self.weight_patch_size, self.image_size)
+        self._set_loss_predictor(encoder_stride(config))
+
+    def _set_loss_predictor(self, stride: int) -> None:
+        rule = self.selection_rule()
+        is_needed = self.weighting == "predicted_loss" or self.masking == "easy_to_hard"
+        self.loss_predictor |= is_needed or (rule is not None and rule.name != "random")
+        if self.loss_predictor and self.mask_patch_size % stride:
+            raise InputError(
+                f"mask_patch_size is {self.mask_patch_size}, and the loss predictor tells patches of {stride} px "
+                f"apart; give a multiple of {stride}"
+            )
 
     def _check_channels(self) -> None:
         check_range("num_channels", self.num_channels)
@@ -173,6 +203,11 @@ class KamimArguments:
                 raise InputError(
                     f"{name} has {len(numbers)} numbers; give {self.num_channels}, one for each channel, or one for all"
                 )
+
+    @property
+    def needs_keypoints(self) -> bool:
+        """Whether the weights are made of the densities of keypoints."""
+        return self.weighting not in ("none", "predicted_loss")
 
     @property
     def method(self) -> str:
@@ -214,7 +249,7 @@ class KamimArguments:
 
     def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
         """Return the callable that makes a sample of the training from a row of images."""
-        is_weighted, is_online = self.weighting != "none", self.keypoint_source == "online"
+        is_weighted, is_online = self.needs_keypoints, self.keypoint_source == "online"
         return MaskedImageTransform(
             image_column=image_column,
             image_size=self.image_size,
@@ -226,6 +261,7 @@ class KamimArguments:
             detector=self.detector() if is_weighted and is_online else None,
             densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
+            order_blocks=self.masking == "easy_to_hard",
             num_channels=self.num_channels,
             keypoint_channel=self.keypoint_channel,
         )
@@ -264,6 +300,26 @@ class KamimArguments:
     def random_view(self) -> RandomView:
         """Return the crop and flips that these arguments describe."""
         return RandomView(self.crop_min_scale, crop_ratios(self.image_size), self.horizontal_flip, self.vertical_flip)
+
+    def hard_patches(self) -> HardPatches | None:
+        """Return what puts weights or masks where errors are expected; None where these arguments ask for neither."""
+        has_weights, has_masks = self.weighting == "predicted_loss", self.masking == "easy_to_hard"
+        if not has_weights and not has_masks:
+            return None
+        cells, blocks = self.num_cells if has_weights else None, self.num_blocks if has_masks else None
+        return HardPatches(cells, blocks, self.mask_ratio)
+
+    def selection_rule(self) -> SelectionRule | None:
+        """Return the rule by which a share of the images is trained on; None for all of them."""
+        if self.selection_ratio == 1:
+            return None
+        return SelectionRule(self.selection, self.selection_ratio, self.selection_every)
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """Rows and columns of masked blocks."""
+        height, width = height_and_width(self.image_size)
+        return height // self.mask_patch_size, width // self.mask_patch_size
 
     @property
     def num_cells(self) -> tuple[int, int]:
