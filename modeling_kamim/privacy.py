@@ -10,6 +10,8 @@ from huggingface_hub import get_token
 EMBEDDED_PHOTOGRAPHS = "embedded photographs"
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _PATH_KEYS = {"dataset_name", "_name_or_path", "model_name_or_path", "best_model_checkpoint", "output_dir"}
+_DETECTOR_ARGS = "keypoint_detector_args"  # JSON, or a mapping
+_PLACES_OF_WEIGHTS = {"model", "weights"}  # in it
 _LOCAL_PATH = re.compile(r"[/\\]|~(?:[/\\A-Za-z_]|$)|[A-Za-z]:[/\\]|\.\.[/\\]")
 _WORD = r"[^\s\"'`,;<>|()\[\]{}]"
 # An address; or a path in a text: absolute, in a home or drive, or with "..". Blanks may stand in it before a slash.
@@ -50,12 +52,17 @@ def _plain(name: str) -> str:
     return "".join(character if character.isprintable() else "_" for character in name)
 
 
-def public_text(text: str) -> str:
-    """Return a text, or JSON, with public names for local paths, and addresses without user, password and query."""
+def public_text(text: str, key: str = "") -> str:
+    """Return a text, or JSON, with public names for local paths, and addresses without user, password and query.
+
+    Args:
+        key: of the text, where it stands in a mapping.
+    """
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text)
-            return text if public_settings(value) == value else json.dumps(public_settings(value))
+            public = public_settings(value, key)
+            return text if public == value else json.dumps(public)
         except (ValueError, RecursionError):
             pass
     return _PRIVATE.sub(lambda found: public_name(found["path"]) if found["path"] else _public_address(found), text)
@@ -78,12 +85,16 @@ def public_settings(value: Any, key: str = "") -> Any:
         key: of the value, where it stands in a mapping.
     """
     if isinstance(value, dict):
-        return {public_settings(name): public_settings(item, name) for name, item in value.items()}
+        places = _PLACES_OF_WEIGHTS if key == _DETECTOR_ARGS else set()
+        return {
+            public_settings(name): public_settings(item, "model_name_or_path" if name in places else name)
+            for name, item in value.items()
+        }
     if isinstance(value, list | tuple):
         return [public_settings(item, key) for item in value]
     if not isinstance(value, str) or not value:
         return value
-    return public_name(value) if key in _PATH_KEYS or _LOCAL_PATH.match(value) else public_text(value)
+    return public_name(value) if key in _PATH_KEYS or _LOCAL_PATH.match(value) else public_text(value, key)
 
 
 def holds_token(text: str) -> bool:

@@ -19,6 +19,11 @@ def keypoint_positions(detector: KeypointDetector, image: np.ndarray) -> np.ndar
     return positions(detector.detect(image))
 
 
+def amount(detector: KeypointDetector, image: np.ndarray) -> float:
+    """Return how much a source finds in an image: its keypoints, or the mean of its map."""
+    return len(detector.detect(image)) if detector.source.gives == "keypoints" else float(detector(image).mean())
+
+
 def positions(keypoints: Sequence[cv2.KeyPoint]) -> np.ndarray:
     """Return x and y of keypoints, `(num_keypoints, 2)`, float64, pixels."""
     return np.array([keypoint.pt for keypoint in keypoints], np.float64).reshape(-1, 2)

@@ -4,6 +4,7 @@ A measure is fed by `update` and gives `rows`: dictionaries, one for each line o
 """
 
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 import torch
 
+from ..errors import InputError
 from ..evaluation.density_error import cell_errors
 from ..limits import height_and_width, scaled_size, size_in_words
 from ..objective.density import grid_density
@@ -26,6 +28,7 @@ from .loss_share import NUM_QUANTILES, loss_shares
 from .moments import RunningMoments
 from .similarity import GramAccumulator, MinibatchCka, effective_rank
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
 
 
@@ -234,10 +237,7 @@ class KeypointSettings:
         stored = [getattr(encoder.config, "kamim", None) or {} for encoder in encoders]
         trained = next((kamim for kamim in stored if kamim.get("weighting", "none") != "none"), {})
         any_kamim = trained or next((kamim for kamim in stored if kamim), {})
-        parameters = json.loads(trained.get("keypoint_detector_args") or "{}")
-        self.detector = KeypointDetector(
-            trained.get("keypoint_detector", "fast"), trained.get("keypoint_footprint", "circle"), parameters
-        )
+        self.detector = _detector_of(trained)
         self.channel: int | None = trained.get("keypoint_channel")
         self.detection_size: int | None = trained.get("keypoint_image_size")
         self.cell_size: int = trained.get("weight_patch_size", 8)
@@ -265,10 +265,23 @@ class KeypointSettings:
 
     def describe(self) -> str:
         """Return the settings in one line."""
+        footprint = f", footprint {self.detector.footprint}" if self.detector.source.gives == "keypoints" else ""
         return (
-            f"{self.detector.name.upper()}, footprint {self.detector.footprint}, w_ps {self.cell_size}, "
-            f"T {self.temperature:g}; masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
+            f"{self.detector.name.upper()}{footprint}, w_ps {self.cell_size}, T {self.temperature:g}; "
+            f"masks of {self.mask_patch_size} px blocks, ratio {self.mask_ratio:g}"
         )
+
+
+def _detector_of(kamim: Mapping[str, Any]) -> KeypointDetector:
+    """Return the detector of a checkpoint's settings; FAST where its model is not on this machine."""
+    try:
+        parameters = json.loads(kamim.get("keypoint_detector_args") or "{}")
+        return KeypointDetector(
+            kamim.get("keypoint_detector", "fast"), kamim.get("keypoint_footprint", "circle"), parameters
+        )
+    except InputError as error:
+        logger.warning("Keypoints are shown as FAST finds them: %s", error)
+        return KeypointDetector()
 
 
 class Reconstructor:

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from ..objective.density import cell_density
-from ..objective.keypoints import DETECTORS, KeypointDetector, keypoint_image
+from ..objective.keypoints import KeypointDetector, keypoint_image
+from ..objective.sources.table import PAPER_DETECTORS
 from ..training.figures import channels_note, save_figure, shown_in_rgb
 from . import findings, plots
 from .encoders import AnalysisRefused, Encoder
 from .findings import Section, write_csv
 from .gallery import AnalysisImages
-from .keypoint_view import CELL_SIZES, TEMPERATURES, keypoint_positions, weight_grid
+from .keypoint_view import CELL_SIZES, TEMPERATURES, amount, keypoint_positions, weight_grid
 from .measures import (
     AttentionMeasure,
     CkaMeasure,
@@ -249,29 +250,29 @@ class AnalysisRun:
         sizes = [size for size in CELL_SIZES if image.shape[0] % size == 0]
         if not sizes:
             raise AnalysisRefused(f"no cells of {CELL_SIZES} px divide {image.shape[0]} px")
-        footprint = self.settings.detector.footprint
-        detectors = {name: KeypointDetector(name, footprint) for name in DETECTORS}
+        chosen = self.settings.detector
+        detectors = {name: KeypointDetector(name, chosen.footprint) for name in PAPER_DETECTORS}
         maps = {name: detector(image) for name, detector in detectors.items()}
         positions = {name: keypoint_positions(detector, image) for name, detector in detectors.items()}
         densities = {name: cell_density(keypoint_map, sizes[0]) for name, keypoint_map in maps.items()}
         draw = partial(plots.keypoints_figure, image, positions, maps, densities)
         self._draw(section, "keypoints", draw, "keypoints, their map and density")
+        detectors.setdefault(chosen.name, chosen)
         grids = {name: weight_grid(detector, image, TEMPERATURES, sizes) for name, detector in detectors.items()}
         rows = [row for name, grid in grids.items() for row in _weight_rows(name, grid)]
-        chosen = self.settings.detector.name
-        draw = partial(plots.weight_grid_figure, image, grids[chosen])
-        self._show(section, "keypoint_weights", rows, draw, f"weights of {chosen.upper()} keypoints")
+        draw = partial(plots.weight_grid_figure, image, grids[chosen.name])
+        self._show(section, "keypoint_weights", rows, draw, f"weights of {chosen.source.found}")
         section.sentences += findings.keypoint_sentences(rows)
 
     def _typical_image(self) -> np.ndarray:
-        """Return, of the first images, the one with the median number of keypoints, at the first model's size.
+        """Return, of the first images, the one with the median amount of keypoints, at the first model's size.
 
         It is as a detector sees it, `(size, size, 3)`, uint8.
         """
         candidates = self.images.take(range(min(NUM_CANDIDATES, len(self.images))))
         views = [keypoint_image(self.encoders[0].view(image), self.settings.channel) for image in candidates]
-        counts = [len(self.settings.detector.detect(view)) for view in views]
-        return views[int(np.argsort(counts, kind="stable")[len(counts) // 2])]
+        amounts = [amount(self.settings.detector, view) for view in views]
+        return views[int(np.argsort(amounts, kind="stable")[len(amounts) // 2])]
 
     # Files
 

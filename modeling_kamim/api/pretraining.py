@@ -31,7 +31,7 @@ from ..models.processor import image_processor, pixel_range_of
 from ..models.sizes import image_size_of, patch_grid
 from ..models.warm_start import warm_start
 from ..objective.targets import TARGETS
-from ..privacy import public_dataset, public_name
+from ..privacy import public_dataset, public_name, public_settings
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
@@ -103,6 +103,7 @@ def _pretrain(
     settings: str,
 ) -> None:
     set_seed(training_args.seed)
+    kamim_args.check_device(training_args.device.type)
     checkpoint = find_checkpoint(training_args)
     shuffle_buffer = stream_args.shuffle_buffer if stream_args.streaming else None
     source = open_source(data_args, kamim_args, training_args, shuffle_buffer, probe_args.probe_every)
@@ -127,7 +128,7 @@ def _pretrain(
     tell_duration(model, training_args, num_selected, step_of(Path(checkpoint)) if checkpoint else 0)
 
     groups = (data_args, kamim_args, stream_args, probe_args, training_args)
-    compared = run_settings(*groups, num_train_images=source.num_images)
+    compared = run_settings(*groups, num_train_images=source.num_images, **weights_of_source(kamim_args))
     trainer = build_trainer(source, kamim_args, model, processor, compared)
     steps = probe_args.probe_steps(math.ceil((num_selected or 0) / training_args.total_batch_size))
     if steps:
@@ -155,7 +156,7 @@ def _pretrain(
 def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> KamimForMaskedImageModeling:
     """Return the model, of a checkpoint or random; its config tells the objective and the data set's public name."""
     base = kamim_args.model_name_or_path
-    kamim = {key: getattr(kamim_args, key) for key in CONFIG_KEYS}
+    kamim = public_settings({key: getattr(kamim_args, key) for key in CONFIG_KEYS}) | weights_of_source(kamim_args)
     kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
     config = kamim_args.model_config(kamim=kamim)
     if family_of(config).drops_masked:  # for transformers' own class
@@ -169,6 +170,12 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
     if kamim_args.loss_predictor:
         model.add_loss_predictor()
     return model
+
+
+def weights_of_source(kamim_args: KamimArguments) -> dict[str, str]:
+    """Return the digest of a learned source's weights, as a setting; nothing for others, and for SimMIM."""
+    digest = kamim_args.detector().digest if kamim_args.needs_keypoints else ""
+    return {"keypoint_detector_weights": digest} if digest else {}
 
 
 def make_samples(
@@ -208,6 +215,7 @@ def build_trainer(
         num_cells=kamim_args.num_cells,
         hard_patches=kamim_args.hard_patches(),
         sampler=sampler,
+        online=kamim_args.online_density(),
         run_settings=settings,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
@@ -253,6 +261,8 @@ def describe_run(
         *(kamim_args.method, "-".join(filter(None, (kamim_args.model_type, kamim_args.model_size)))),
         *(size, "streamed" if num_images is None else num_images, training_args.world_size),
     )
+    if kamim_args.needs_keypoints and kamim_args.detector().notice:
+        logger.info("%s", kamim_args.detector().notice)
     logger.info("Speed: %s", training_args.describe_speed())
     logger.info(
         "%d images per step; the paper's learning rate goes with %d (--global_batch_size %d accumulates to it)",

@@ -85,6 +85,8 @@ def _weights(
     if not kamim_args.needs_keypoints:
         return {}
     given = WeightSettings(kamim_args.detector(), kamim_args.weight_patch_size, kamim_args.temperature)
+    if given.detector.notice:
+        logger.info("%s", given.detector.notice)
     transform = kamim_args.transform(image_column, patch_size=1)
     advice = advise(rows, given, replace(transform, pixel_range=check.pixel_range), source.num_proc)
     if advice is None:

@@ -54,6 +54,9 @@ def main() -> None:
         pixel_range=choose_pixel_range(train, image_column, None, source.num_proc, args.num_channels),
         num_channels=args.num_channels,
     )
+    for density in preparation.densities:
+        if density.detector.notice:
+            logger.info("%s", density.detector.notice)
     datasets.disable_progress_bars()  # one bar for everything
     if publisher is not None:
         nothing_yet = {"num_rows": 0, "num_bytes": 0, "num_bad": 0}
@@ -64,7 +67,7 @@ def main() -> None:
         preparation,
         source.dataset_name,
         args.rows_per_shard,
-        source.num_proc or 1,
+        _processes(preparation, source.num_proc),
         args.engine,
         hub.license,
     )
@@ -73,6 +76,8 @@ def main() -> None:
     logger.info("The prepared data set and its card are in %s", output_dir)
     names = ("image_size", "num_channels", "keypoint_footprint", "keypoint_channel", "keypoint_image_size")
     run_settings = changed(args, *names, "crop_min_scale")
+    if args.keypoint_detector_args is not None:
+        run_settings["keypoint_detector_args"] = args.keypoint_detector_args
     if args.keypoint_detector[0] not in ("fast", "none"):
         run_settings["keypoint_detector"] = args.keypoint_detector[0]
     logger.info("Next: %s", command("kamim", "pretrain", dataset_name=output_dir, **run_settings))
@@ -80,6 +85,12 @@ def main() -> None:
         logger.info("Publish: the same command with --push_to_hub --repo USER/NAME")
     else:
         publish(publisher, output_dir, PUBLISHED, "prepared")
+
+
+def _processes(preparation: Preparation, num_proc: int | None) -> int:
+    """Return the number of processes: one where any source is learned, since all would share its device."""
+    counts = [density.detector.processes(num_proc) for density in preparation.densities]
+    return min([num_proc or 1, *(count or 1 for count in counts)])
 
 
 def publish(publisher: Publisher, output_dir: Path, patterns: Sequence[str], done: str) -> None:

@@ -226,6 +226,7 @@ def attach_keypoint_density(
         "densities": densities,
         "pixel_range": pixel_range,
     }
+    num_proc = densities.detector.processes(num_proc)
     found = map_images(dataset, _density_batch, image_column, columns, settings, num_proc, "Detecting keypoints")
     if densities.column in dataset.column_names:
         dataset = dataset.remove_columns(densities.column)
@@ -324,11 +325,13 @@ def _density_batch(
 ) -> dict[str, list]:
     cv2.setNumThreads(1)
 
-    def detect(source: dict[str, Any], name: str) -> bytes:
-        return densities(decode_image(source, name, pixel_range, densities.num_channels))
+    def begin(source: dict[str, Any], name: str) -> Any:
+        return densities.begin(decode_image(source, name, pixel_range, densities.num_channels))
 
-    found = list(process_rows(rows[image_column], indices, skip_bad_images, detect))
-    return {densities.column: [density for density, _ in found], "error": [error for _, error in found]}
+    found = list(process_rows(rows[image_column], indices, skip_bad_images, begin))
+    stored = iter(densities.finish([begun for begun, _ in found if begun is not None]))
+    column = [None if begun is None else next(stored) for begun, _ in found]
+    return {densities.column: column, "error": [error for _, error in found]}
 
 
 def _check_batch(

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .decoding import BadImageError
 from .fingerprint import sampled
-from .samples import SampleDataset
+from .samples import MaskedImageTransform, SampleDataset
 from .stored_density import DensityFormat
 
 logger = logging.getLogger(__name__)
@@ -41,9 +41,12 @@ def check_samples(samples: SampleDataset) -> None:
     """Warn if too many of a sample of a run's training images have no keypoints.
 
     Args:
-        samples: their transform is a `MaskedImageTransform` with a detector or stored densities.
+        samples: their transform is a `MaskedImageTransform` ; one without detector and stored densities is passed over.
     """
-    densities = samples.transform.densities  # type: ignore[attr-defined]
+    transform: MaskedImageTransform = samples.transform  # type: ignore[assignment]
+    densities = transform.densities
+    if transform.detector is None and densities is None:  # detected later, on the device
+        return
     if densities:
         chosen = samples.rows.select(sampled(len(samples), NUM_STORED))[densities.column]
         found = [has_keypoints(stored, densities.format) for stored in chosen]

@@ -22,7 +22,8 @@ from ..errors import InputError
 from ..hub.cards import prepared_dataset_card
 from ..limits import ImageSize, check_ranges, height_and_width, scaled_size, written_size
 from ..models.pixel_range import PixelRange
-from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector
+from ..objective.keypoints import KEYPOINTS_VERSION, KeypointDetector, detector_parameters
+from ..objective.sources.table import sources_in_words
 from .arrays import NPY, encode_npy
 from .attach_density import process_rows
 from .decoding import DECODER_VERSION, decode_image, encode_png, is_deep_image, read_deep_pixels, read_image
@@ -48,7 +49,14 @@ class PreparationArguments:
     quality: int = field(default=90, metadata={"help": "JPEG quality of the shrunk images, 1 to 100."})
     keypoint_detector: list[str] = field(
         default_factory=lambda: ["fast"],
-        metadata={"help": "One or several of fast, sift and orb; none stores images alone, in half the room."},
+        metadata={
+            "help": f"One or several sources of densities. {sources_in_words()}. none stores images alone, in half the "
+            "room."
+        },
+    )
+    keypoint_detector_args: str | None = field(
+        default=None,
+        metadata={"help": "Parameters of the one source that is given as JSON, for example '{\"threshold\": 20}'."},
     )
     keypoint_footprint: Literal["circle", "point"] = field(
         default="circle", metadata={"help": "Draw a keypoint as a ring of radius 3 px, or as one pixel."}
@@ -94,7 +102,14 @@ class PreparationArguments:
         """Return the density detectors that these arguments describe."""
         if self.keypoint_detector == ["none"]:
             return ()
-        detectors = [KeypointDetector(name, self.keypoint_footprint) for name in dict.fromkeys(self.keypoint_detector)]
+        names = list(dict.fromkeys(self.keypoint_detector))
+        parameters = detector_parameters(self.keypoint_detector_args)
+        if parameters and len(names) > 1:
+            raise InputError(
+                f"keypoint_detector_args is {self.keypoint_detector_args!r}, and keypoint_detector has {len(names)} "
+                "sources; give one source, and prepare once more for the others"
+            )
+        detectors = [KeypointDetector(name, self.keypoint_footprint, parameters) for name in names]
         scale = scaled_size(self.image_size, self.keypoint_image_size), self.crop_min_scale
         channels = (self.keypoint_channel, self.num_channels)
         return tuple(DensityDetector(detector, *scale, KEYPOINTS_VERSION, *channels) for detector in detectors)
@@ -164,18 +179,20 @@ class Preparation:
         found = list(process_rows(rows[self.image_column], indices, self.skip_bad_images, self._prepare))
         kept = [place for place, (prepared, _) in enumerate(found) if prepared is not None]
         columns = {name: [values[place] for place in kept] for name, values in _without_densities(rows).items()}
-        for name in (self.image_column, *(density.column for density in self.densities)):
-            columns[name] = [prepared[name] for prepared, _ in found if prepared is not None]
+        made = [prepared for prepared, _ in found if prepared is not None]
+        columns[self.image_column] = [prepared[self.image_column] for prepared in made]
+        for density in self.densities:
+            columns[density.column] = density.finish([prepared[density.column] for prepared in made])
         return columns, [error for _, error in found if error is not None]
 
     def _prepare(self, source: dict[str, Any], name: str) -> dict[str, Any]:
-        """Return the columns that are made here, of one image."""
+        """Return the columns that are made here, of one image; and densities that are begun."""
         image = decode_image(source, name, self.pixel_range, self.num_channels)
-        densities = {density.column: density(image) for density in self.densities}
+        begun = {density.column: density.begin(image) for density in self.densities}
         stored = read_deep_pixels(source, name, self.num_channels) if is_deep_image(source) else None
         if stored is None:
             stored = np.rint(image).astype(np.uint8) if image.dtype != np.uint8 else image
-        return {self.image_column: self._shrink(stored, source), **densities}
+        return {self.image_column: self._shrink(stored, source), **begun}
 
     def _shrink(self, image: np.ndarray, source: dict[str, Any]) -> dict[str, Any]:
         height, width = image.shape[:2]

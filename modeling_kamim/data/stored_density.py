@@ -117,8 +117,8 @@ class DensityDetector:
     def label(self) -> str:
         """The settings that distinguish these densities from others, as a line of JSON in ASCII."""
         settings: dict[str, Any] = {"detector": self.detector.name, "footprint": self.detector.footprint}
-        if self.detector.parameters:
-            settings["parameters"] = dict(self.detector.parameters)
+        if self.detector.identity:
+            settings["parameters"] = self.detector.identity
         if self.num_channels != 3:
             settings["num_channels"] = self.num_channels
         if self.channel is not None:
@@ -144,9 +144,25 @@ class DensityDetector:
         Returns:
             `(grid, grid)`, uint8: 255 times the density in each of as many equal parts of the image.
         """
-        shown = keypoint_image(image, self.channel)
-        keypoints = self.detector(cv2.resize(shown, self.detection_size(*image.shape[:2])))
-        return cv2.resize(keypoints * np.uint8(255), (self.grid, self.grid), interpolation=cv2.INTER_AREA)
+        return self._grid_of(self.detector(self._shown(image)))
+
+    def begin(self, image: np.ndarray) -> Any:
+        """Return what `finish` takes of an image, see `density`: all is done, but that learned sources take batches."""
+        return self._shown(image) if self.detector.is_learned else self(image)
+
+    def finish(self, begun: list[Any]) -> list[bytes]:
+        """Return the PGMs of the densities of images with which `begin` began."""
+        if not self.detector.is_learned:
+            return begun
+        return [self.format.encode(self._grid_of(found)) for found in self.detector.maps(begun)]
+
+    def _shown(self, image: np.ndarray) -> np.ndarray:
+        return cv2.resize(keypoint_image(image, self.channel), self.detection_size(*image.shape[:2]))
+
+    def _grid_of(self, found: np.ndarray) -> np.ndarray:
+        levels = found * found.dtype.type(255)
+        grid = cv2.resize(levels, (self.grid, self.grid), interpolation=cv2.INTER_AREA)
+        return grid if grid.dtype == np.uint8 else np.rint(grid).astype(np.uint8)
 
     def detection_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the (width, height) of an image at which its average crop has `image_size` pixels.

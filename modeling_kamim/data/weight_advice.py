@@ -19,7 +19,8 @@ import torch
 
 from ..limits import ImageSize, height_and_width, size_in_words
 from ..objective.density import grid_density
-from ..objective.keypoints import DETECTORS, KeypointDetector, keypoint_image
+from ..objective.keypoints import KeypointDetector, keypoint_image
+from ..objective.sources.table import PAPER_DETECTORS
 from ..objective.weighting import keypoint_weights
 from .attach_density import map_images, process_rows
 from .decoding import decode_image
@@ -165,6 +166,7 @@ def advise(
     grid = [side // given.weight_patch_size for side in height_and_width(transform.image_size)]
     settings = {"detectors": detectors, "transform": transform, "grid": grid}
     columns = {name: datasets.List(datasets.Value("float32")) for name in detectors}
+    num_proc = given.detector.processes(num_proc)
     chosen, once = rows.select(sampled(len(rows), NUM_IMAGES)), {"load_from_cache_file": False, "keep_in_memory": True}
     mapped = map_images(chosen, _densities_batch, column, columns, settings, num_proc, "Weighing cells", **once)
     found = [row for row in mapped if all(cells is not None for cells in row.values())]
@@ -198,7 +200,7 @@ def _densities_batch(
 def _detectors(given: KeypointDetector) -> dict[str, KeypointDetector]:
     """The given detector, FAST with other thresholds, and the other detectors, by their names for the table."""
     fast = [replace(given, name="fast", parameters={"threshold": threshold}) for threshold in _THRESHOLDS]
-    others = [replace(given, name=name, parameters={}) for name in DETECTORS]
+    others = [replace(given, name=name, parameters={}) for name in PAPER_DETECTORS]
     return {_name(detector): detector for detector in (given, others[0], *fast, *others[1:])}
 
 

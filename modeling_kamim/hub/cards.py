@@ -18,6 +18,7 @@ from ..models.classifier import KamimViTClassifierConfig
 from ..models.families import FAMILIES, family_of, model_depth
 from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
+from ..objective.sources.table import SOURCES
 from ..objective.targets import TARGETS
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
@@ -90,6 +91,7 @@ def pretraining_card(
         is_kamim=weighting not in ("none", "predicted_loss"),
         selection=_selection(config.kamim),
         kamim=config.kamim,
+        source=SOURCES[config.kamim.get("keypoint_detector", "fast")],
         layout=_layout(config),
         num_channels=config.num_channels,
         mean=list(getattr(processor, "image_mean", None) or []),
@@ -221,6 +223,7 @@ def prepared_dataset_card(
         num_channels=preparation.num_channels,
         column=densities[0].column if densities else None,
         labels="\n".join(density.label for density in densities),
+        restricted={d.detector.name: d.detector.source.license for d in densities if d.detector.source.license},
     )
 
 

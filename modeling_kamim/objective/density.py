@@ -1,4 +1,4 @@
-"""Keypoint density of the cells of an image: counted on a keypoint map, or resampled from a stored grid."""
+"""Density of the cells of an image: averaged over a map, or resampled from a stored grid."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from .weighting import _TINY
 
 
 def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
-    """Return Omega of Eq. 2: the share of keypoint pixels in every `cell_size` x `cell_size` cell.
+    """Return Omega of Eq. 2: the mean of a map in every `cell_size` x `cell_size` cell.
 
     Args:
-        keypoint_map: `(height, width)`, uint8, values {0, 1}.
+        keypoint_map: `(height, width)`, uint8, values {0, 1}; or float32 in [0, 1].
         cell_size: side of a cell (w_ps) in pixels; must divide height and width.
 
     Returns:
@@ -26,16 +26,17 @@ def cell_density(keypoint_map: np.ndarray, cell_size: int) -> np.ndarray:
     height, width = keypoint_map.shape
     if height % cell_size or width % cell_size:
         raise ValueError(f"cell_size {cell_size} does not divide a {height}x{width} map")
-    columns = keypoint_map.reshape(height // cell_size, cell_size, width).sum(axis=1, dtype=np.uint16)
-    counts = columns.reshape(height // cell_size, width // cell_size, cell_size).sum(axis=2, dtype=np.uint32)
-    return counts.astype(np.float32) / np.float32(cell_size**2)
+    types = (np.uint16, np.uint32) if keypoint_map.dtype == np.uint8 else (np.float64, np.float64)
+    columns = keypoint_map.reshape(height // cell_size, cell_size, width).sum(axis=1, dtype=types[0])
+    sums = columns.reshape(height // cell_size, width // cell_size, cell_size).sum(axis=2, dtype=types[1])
+    return sums.astype(np.float32) / np.float32(cell_size**2)
 
 
 def grid_density(keypoint_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Return Omega of Eq. 2 in as many equal cells, whole pixels or not, by area averages.
 
     Args:
-        keypoint_map: `(height, width)`, uint8, values {0, 1}; at least a pixel for each cell.
+        keypoint_map: `(height, width)`, uint8, values {0, 1}, or float32 in [0, 1]; at least a pixel for each cell.
 
     Returns:
         `(rows, columns)`, float32 in [0, 1].

@@ -1,9 +1,11 @@
-"""Keypoint maps: where a detector finds keypoints in an image (arXiv:2407.13873, section 3.3.1).
+"""Maps of an image from a density source (arXiv:2407.13873, section 3.3.1).
 
-A map is the paper's F: one value in {0, 1} for each pixel. To weight by something other than keypoints, add a
-factory to `DETECTORS`, or any callable with the signature of `KeypointDetector`: image in, map out.
+The paper's F is the map of a keypoint detector: one value in {0, 1} for each pixel. Other sources give any values in
+[0, 1]. To add one, write a row of `sources.table.SOURCES`; or pass any callable with the signature of
+`KeypointDetector`: image in, map out.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,31 +16,29 @@ import numpy as np
 
 from ..errors import InputError
 from ..limits import check_choice
+from .sources.table import SOURCES, Source
+from .sources.weights import device
 
-# Part of every cache key. Raise it with every change, here or in density.py, that alters a map or a stored density:
-# otherwise old caches stay in use.
+# Part of every cache key. Raise it with every change, here, in sources/ or in density.py, that alters a map or a stored
+# density: otherwise old caches stay in use.
 KEYPOINTS_VERSION = 2
-DETECTORS: dict[str, Callable[..., cv2.Feature2D]] = {
-    "fast": cv2.FastFeatureDetector.create,
-    "sift": cv2.SIFT.create,
-    "orb": cv2.ORB.create,
-}
 FOOTPRINTS = ("circle", "point")
+_BATCH_SIZE = 32  # images of a learned source
 
 
 @dataclass(frozen=True)
 class KeypointDetector:
-    """Callable from an image to its keypoint map.
+    """Callable from an image to its map.
 
     Args:
-        name: a key of `DETECTORS`.
+        name: a key of `SOURCES`.
         footprint: "circle" draws the ring of radius 3 px of `cv2.drawKeypoints`, each of its pixels 1 (as for the
-            published numbers); "point" sets the nearest pixel only (the equation read literally).
-        parameters: keyword arguments of the OpenCV factory, for example `{"threshold": 20}`; OpenCV's defaults
-            where absent.
+            published numbers); "point" sets the nearest pixel only (the equation read literally). Maps of sources
+            without keypoints are not drawn.
+        parameters: of the source, for example `{"threshold": 20}`; its defaults (OpenCV's) where absent.
 
     Raises:
-        InputError: for an unknown detector or footprint, or a parameter that OpenCV does not take.
+        InputError: for an unknown source or footprint, or a parameter that the source does not take.
     """
 
     name: str = "fast"
@@ -46,42 +46,95 @@ class KeypointDetector:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        check_choice("keypoint_detector", self.name, DETECTORS)
+        check_choice("keypoint_detector", self.name, SOURCES)
         check_choice("keypoint_footprint", self.footprint, FOOTPRINTS)
+        if self.source.gives == "map" and self.footprint != KeypointDetector.footprint:
+            raise InputError(
+                f"keypoint_footprint is {self.footprint!r}, and keypoint_detector {self.name} draws no keypoints; "
+                "leave keypoint_footprint out"
+            )
         try:
-            self._opencv()
+            finder = self._finder()
         except (TypeError, cv2.error) as error:
             reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"OpenCV's {self.name} detector refuses {dict(self.parameters)}: {reason}") from error
+            raise InputError(f"keypoint_detector {self.name} refuses {dict(self.parameters)}: {reason}") from error
+        if self.is_learned:
+            # Pickled, so that other weights make another fingerprint of a map step.
+            object.__setattr__(self, "_digest", finder.digest)
 
-    def _opencv(self) -> cv2.Feature2D:
-        return _opencv_detector(self.name, tuple(sorted(self.parameters.items())))
+    @property
+    def source(self) -> Source:
+        """Its row of the table."""
+        return SOURCES[self.name]
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is a model, which takes batches and runs on the device."""
+        return bool(self.source.weights)
+
+    @property
+    def digest(self) -> str:
+        """Of the weights of a learned source; else empty."""
+        return getattr(self, "_digest", "")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells its maps from those of other parameters: the digest of weights, and not their place."""
+        parameters = {name: value for name, value in self.parameters.items() if name != self.source.weights}
+        return {**parameters, "weights": self.digest} if self.is_learned else parameters
+
+    def processes(self, num_proc: int | None) -> int | None:
+        """Return in how many processes it may run: those that are given, but a learned one stays in this process."""
+        return None if self.is_learned else num_proc  # a fork cannot use the GPU of its parent, and cores are shared
+
+    @property
+    def notice(self) -> str:
+        """What a log says of a learned source; empty for others."""
+        if not self.is_learned:
+            return ""
+        license = f"; its license: {self.source.license}" if self.source.license else ""
+        return f"Density source {self.name}: a model ({self.digest}) on {device()}{license}"
+
+    def _finder(self) -> Any:
+        return _made(self.name, tuple(sorted(self.parameters.items())))
 
     def detect(self, image: np.ndarray) -> Sequence[cv2.KeyPoint]:
         """Return the keypoints of an RGB image.
-
-        OpenCV gets the RGB array as it is, as in the released code. OpenCV expects BGR, so its own gray conversion
-        swaps the weights of red and blue.
 
         Args:
             image: `(height, width, 3)`, uint8.
 
         Raises:
-            InputError: for anything else; gray images, floats and tensors are not taken.
+            InputError: for anything else; gray images, floats and tensors are not taken. And if the source gives no
+                keypoints.
         """
-        _check_image(image)
-        return self._opencv().detect(image, None)
+        if self.source.gives == "map":
+            raise InputError(f"keypoint_detector {self.name} gives a map without keypoints; take the map")
+        return self._find([image])[0]
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Return the keypoint map of an RGB image.
+        """Return the map of an RGB image `(height, width, 3)`, uint8, as `maps`."""
+        return self.maps([image])[0]
+
+    def maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the maps of RGB images.
 
         Args:
-            image: `(height, width, 3)`, uint8.
+            images: each `(height, width, 3)`, uint8, of any sizes.
 
         Returns:
-            `(height, width)`, uint8, values {0, 1}.
+            For each `(height, width)`: of keypoints uint8, values {0, 1}; of other sources float32 in [0, 1].
         """
-        return self.draw(self.detect(image), image.shape[:2])
+        found = self._find(images)
+        if self.source.gives == "map":
+            return found
+        return [self.draw(points, image.shape[:2]) for points, image in zip(found, images, strict=True)]
+
+    def _find(self, images: Sequence[np.ndarray]) -> list[Any]:
+        for image in images:
+            _check_image(image)
+        find = self._finder()
+        return _in_batches(find, images) if self.is_learned else [find(image) for image in images]
 
     def draw(self, keypoints: Sequence[cv2.KeyPoint], shape: tuple[int, int]) -> np.ndarray:
         """Return the keypoint map of keypoints in an image of a height and width, as of a call."""
@@ -89,6 +142,25 @@ class KeypointDetector:
             return draw_rings(keypoints, shape)
         points = _point_map(keypoints, shape)
         return points if self.footprint == "point" else cv2.dilate(points, _ring_stamp())
+
+
+def detector_parameters(text: str | None) -> dict[str, Any]:
+    """Return the parameters of a `KeypointDetector` from JSON, as `--keypoint_detector_args` has them.
+
+    Raises:
+        InputError: if the text is no JSON object.
+    """
+    try:
+        parameters = json.loads(text or "{}", parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise InputError(f"keypoint_detector_args is {text!r}, not JSON: {error}") from None
+    if not isinstance(parameters, dict):
+        raise InputError(f"keypoint_detector_args is {text!r}; give a JSON object")
+    return parameters
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 def _check_image(image: Any) -> None:
@@ -148,6 +220,19 @@ def _ring_stamp() -> np.ndarray:
     return draw_rings([cv2.KeyPoint(4.0, 4.0, 1.0)], (9, 9))
 
 
+def _in_batches(find: Callable[[Any], Any], images: Sequence[np.ndarray]) -> list[Any]:
+    """Return what is found in each image, by batches of images of one size."""
+    found: list[Any] = [None] * len(images)
+    places: dict[tuple[int, ...], list[int]] = {}
+    for place, image in enumerate(images):
+        places.setdefault(image.shape, []).append(place)
+    for of_size in places.values():
+        for batch in (of_size[start : start + _BATCH_SIZE] for start in range(0, len(of_size), _BATCH_SIZE)):
+            for place, one in zip(batch, find([images[place] for place in batch]), strict=True):
+                found[place] = one
+    return found
+
+
 @lru_cache(maxsize=16)
-def _opencv_detector(name: str, parameters: tuple[tuple[str, Any], ...]) -> cv2.Feature2D:
-    return DETECTORS[name](**dict(parameters))
+def _made(name: str, parameters: tuple[tuple[str, Any], ...]) -> Callable[[Any], Any]:
+    return SOURCES[name].make(**dict(parameters))

@@ -1,6 +1,5 @@
 """Settings of a pretraining: model, objective, and transformers' `TrainingArguments` with the paper's recipe."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -26,10 +25,12 @@ from ..limits import (
 from ..models.families import FAMILIES, encoder_stride, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
-from ..objective.keypoints import KeypointDetector
+from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
 from ..objective.selection_rule import SelectionRule
+from ..objective.sources.table import SOURCES, sources_in_words
 from ..objective.weighting import CellWeighting
+from .batches import OnlineDensity
 from .hard_patches import HardPatches
 from .hardware import Hardware, find_hardware
 from .recipe import check_image_log, check_recipe
@@ -90,15 +91,22 @@ class KamimArguments:
         help="keypoint is KAMIM, none is SimMIM; predicted_loss weights by what the loss predictor expects; the others "
         "are controls (see docs/method.md).",
     )
-    keypoint_detector: Literal["fast", "sift", "orb"] = HfArg(default="fast", help="OpenCV detector.")
+    keypoint_detector: str = HfArg(
+        default="fast",
+        metadata={"choices": list(SOURCES)},
+        help=f"Source of the density. {sources_in_words()}. See docs/method.md.",
+    )
     keypoint_detector_args: str | None = HfArg(
-        default=None, help="Parameters of the detector as JSON, for example '{\"threshold\": 20}'."
+        default=None, help="Parameters of the source as JSON, for example '{\"threshold\": 20}'."
     )
     keypoint_footprint: Literal["circle", "point"] = HfArg(
         default="circle", help="Draw a keypoint as a ring of radius 3 px, or as one pixel."
     )
     keypoint_source: Literal["map", "online"] = HfArg(
         default="map", help="Detect once on the whole image (cached), or on every crop (exactly the paper, slower)."
+    )
+    force_online: bool = HfArg(
+        default=False, help="Detect online with a learned source although there is no GPU, which is slow."
     )
     keypoint_image_size: int | None = HfArg(
         default=None,
@@ -258,7 +266,7 @@ class KamimArguments:
             mask_ratio=self.mask_ratio,
             weight_patch_size=self.weight_patch_size,
             random_view=self.random_view(),
-            detector=self.detector() if is_weighted and is_online else None,
+            detector=self.detector() if is_weighted and is_online and not self.detector().is_learned else None,
             densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
             order_blocks=self.masking == "easy_to_hard",
@@ -279,13 +287,24 @@ class KamimArguments:
         Raises:
             InputError: if `keypoint_detector_args` is no JSON object, or the detector does not take them.
         """
-        try:
-            parameters = json.loads(self.keypoint_detector_args or "{}", parse_constant=_refuse_constant)
-        except ValueError as error:
-            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}, not JSON: {error}") from None
-        if not isinstance(parameters, dict):
-            raise InputError(f"keypoint_detector_args is {self.keypoint_detector_args!r}; give a JSON object")
-        return KeypointDetector(self.keypoint_detector, self.keypoint_footprint, parameters)
+        return KeypointDetector(
+            self.keypoint_detector, self.keypoint_footprint, detector_parameters(self.keypoint_detector_args)
+        )
+
+    def online_density(self) -> OnlineDensity | None:
+        """Return what detects on the pixels of a batch; None where the loader or the map step does."""
+        detector = self.detector()
+        if not self.needs_keypoints or self.keypoint_source != "online" or not detector.is_learned:
+            return None
+        return OnlineDensity(detector, self.weight_patch_size, self.keypoint_channel)
+
+    def check_device(self, device: str) -> None:
+        """Raise InputError if a model would detect on every crop, and there is no GPU for it."""
+        if self.online_density() is not None and device != "cuda" and not self.force_online:
+            raise InputError(
+                f"keypoint_source is online, and keypoint_detector {self.keypoint_detector} is a model, which is slow "
+                "without a GPU; take --keypoint_source map, or --force_online true"
+            )
 
     def densities(self) -> DensityDetector:
         """Return the detector of whole images that these arguments describe."""
@@ -326,10 +345,6 @@ class KamimArguments:
         """Rows and columns of the weight cells."""
         height, width = height_and_width(self.image_size)
         return height // self.weight_patch_size, width // self.weight_patch_size
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a number of JSON")
 
 
 def largest_divisor(whole: int, most: int, of: int = 1) -> int:

@@ -1,11 +1,14 @@
 """Prepare a batch for the model: normalized pixels, keypoint weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
-from ..objective.density import resample_density
+from ..objective.density import cell_density, resample_density
+from ..objective.keypoints import KeypointDetector, keypoint_image
 from ..objective.weighting import CellWeighting
 
 
@@ -26,6 +29,32 @@ def normalize(pixels: torch.Tensor, processor: Normalization) -> torch.Tensor:
     mean = torch.tensor(processor.image_mean, device=pixels.device).view(1, -1, 1, 1)
     std = torch.tensor(processor.image_std, device=pixels.device).view(1, -1, 1, 1)
     return (pixels.float() / 255 - mean) / std
+
+
+@dataclass(frozen=True)
+class OnlineDensity:
+    """Callable that detects on the pixels of a batch, for sources that run on the device and not in the loader.
+
+    Args:
+        detector: of the keypoints.
+        cell_size: side of a weight cell (w_ps) in pixels.
+        channel: in which keypoints are detected; None as in `keypoint_image`.
+    """
+
+    detector: KeypointDetector
+    cell_size: int
+    channel: int | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the batch with `keypoint_density` `(batch_size, rows, columns)`, float32, on the device of its pixels.
+
+        Args:
+            batch: `pixel_values` `(batch_size, channels, height, width)`, values 0 to 255.
+        """
+        pixels = batch["pixel_values"]
+        images = [keypoint_image(image, self.channel) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+        densities = [cell_density(found, self.cell_size) for found in self.detector.maps(images)]
+        return {**batch, "keypoint_density": torch.from_numpy(np.stack(densities)).to(pixels.device)}
 
 
 def weigh(batch: Mapping[str, Any], weighting: CellWeighting, num_cells: int | Sequence[int]) -> dict[str, Any]:

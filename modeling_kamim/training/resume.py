@@ -25,7 +25,8 @@ _MAY_DIFFER = {
     "where results go and under which name": r"output_dir|run_name|project|trackio_\w+|hub_\w+|push_to_hub|report_to",
     "what is logged and kept": r"logging_\w+|log_\w+|disable_tqdm|save_(total_limit|only_model|on_each_node)"
     r"|skip_memory_metrics|include_num_input_tokens_seen|debug|do_\w+|probe_\w+",
-    "how the run goes on": r"resume_from_checkpoint|force_resume|restore_callback_states_from_checkpoint|seeds",
+    "how the run goes on": r"resume_from_checkpoint|force_(resume|online)|restore_callback_states_from_checkpoint"
+    r"|seeds",
     "names of the data; their content is compared": r"dataset_name|dataset_config_name|num_proc|bad_images"
     r"|trust_data_files",
     "what they come to is compared": r"precision|attention|global_batch_size",

@@ -38,14 +38,14 @@ def open_stream(
     splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name, data_args.trust_data_files)
     train, _ = choose_splits(splits, data_args.train_split, data_args.validation_split)
     if kamim_args.needs_keypoints and kamim_args.keypoint_source == "map":
-        _choose_source(kamim_args, train)
+        _choose_source(kamim_args, train, training_args.device.type)
     data_args.max_eval_samples = data_args.max_eval_samples or STREAM_EVAL_SAMPLES
     if training_args.should_save and training_args.resume_from_checkpoint is None:
         (Path(training_args.output_dir) / BAD_IMAGES_FILE).unlink(missing_ok=True)
     return splits
 
 
-def _choose_source(kamim_args: KamimArguments, files: ParquetFiles) -> None:
+def _choose_source(kamim_args: KamimArguments, files: ParquetFiles, device: str) -> None:
     """Detect keypoints online unless the files hold densities that serve the run; a warning where they hold others."""
     try:
         files.check_densities(kamim_args.densities())
@@ -57,6 +57,7 @@ def _choose_source(kamim_args: KamimArguments, files: ParquetFiles) -> None:
             difference,
         )
         kamim_args.keypoint_source = "online"
+        kamim_args.check_device(device)
 
 
 def _check_settings(data_args: DataArguments, probe_every: str | None, training_args: PretrainingArguments) -> None:

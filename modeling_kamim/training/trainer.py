@@ -22,7 +22,7 @@ from ..errors import StoppedError
 from ..files import json_values
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..objective.weighting import CellWeighting
-from .batches import normalize, weigh
+from .batches import OnlineDensity, normalize, weigh
 from .checkpointing import StatefulCallback
 from .hard_patches import HardPatches
 from .launch import largest_of_processes
@@ -257,6 +257,7 @@ class MaskedImageTrainer(PixelTrainer):
         num_cells: weight cells on each side of an image, or their rows and columns.
         hard_patches: puts weights or masks where the model's loss predictor expects large errors.
         sampler: of the training images, in place of all of them in a random order.
+        online: detects on the pixels of a batch; None where its samples have densities.
     """
 
     def __init__(
@@ -266,9 +267,11 @@ class MaskedImageTrainer(PixelTrainer):
         num_cells: int | Sequence[int] = 24,
         hard_patches: HardPatches | None = None,
         sampler: SelectedSampler | None = None,
+        online: OnlineDensity | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        self.online = online
         self.weighting = weighting
         self.num_cells = num_cells
         self.hard_patches = hard_patches
@@ -296,7 +299,8 @@ class MaskedImageTrainer(PixelTrainer):
         super().log(logs, *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        inputs, weighting = super()._prepare_inputs(inputs), self.current_weighting
+        inputs = super()._prepare_inputs(self.online(inputs) if self.online else inputs)
+        weighting = self.current_weighting
         if self.hard_patches is not None:
             with self.accelerator.autocast():
                 inputs = self.hard_patches(inputs, self._whole_model, self.done)

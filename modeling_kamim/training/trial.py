@@ -287,7 +287,7 @@ class _Steps:
         processor = image_processor(image_size_of(config), None, None, [0.5], [0.25])  # any takes as long
         self.inputs = (processor, args.device)
         self.weighting, self.num_cells = kamim_args.cell_weighting(), kamim_args.num_cells
-        self.hard_patches = kamim_args.hard_patches()
+        self.online, self.hard_patches = kamim_args.online_density(), kamim_args.hard_patches()
         gpu = torch.cuda.get_device_properties(args.device).total_memory if self.is_cuda else None
         self.available = gpu or psutil.virtual_memory().total
 
@@ -305,6 +305,7 @@ class _Steps:
         return seconds, peak[0]
 
     def _step(self, batch: dict[str, torch.Tensor]) -> None:
+        batch = self.online(batch) if self.online else batch
         inputs, args = prepare_batch(batch, *self.inputs), self.args
         precision = torch.float16 if args.fp16 else torch.bfloat16
         with torch.autocast(args.device.type, precision, enabled=args.fp16 or args.bf16):

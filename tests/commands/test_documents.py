@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from learned_sources import save_encoder, save_superpoint
 from nbclient import NotebookClient
 from PIL import Image
 from tiny_models import tiny_config, tiny_vit
@@ -20,6 +21,7 @@ from modeling_kamim import KamimForMaskedImageModeling
 from modeling_kamim.commands.main import COMMANDS
 from modeling_kamim.models.pixel_range import PixelRange
 from modeling_kamim.models.processor import image_processor, keep_pixel_range
+from modeling_kamim.objective.sources import saliency, superpoint
 from modeling_kamim.training import arguments
 
 ROOT = Path(__file__).parents[2]
@@ -127,11 +129,13 @@ CARDS = sorted((ROOT / "modeling_kamim" / "hub" / "templates").glob("*.md"))
 
 
 @pytest.mark.parametrize("command", [*named(TEXTS + CARDS, commands), *named(SCRIPTS, docstring_lines)])
-def test_commands_are_understood(monkeypatch, only_parse, command):
+def test_commands_are_understood(monkeypatch, only_parse, tmp_path, command):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     words = shlex.split(re.sub("{{.*?}}", "64", re.sub("{%.*?%}", "", command)).split(" | ")[0])
     monkeypatch.chdir(ROOT)  # where the configs are
     monkeypatch.setattr(arguments, "config_to_pretrain", lambda name, size, channels: tiny_config("dinov2", size or 32))
+    for module, save in ((superpoint, save_superpoint), (saliency, save_encoder)):
+        monkeypatch.setattr(module, "model_folder", lambda *given, save=save: Path(save(tmp_path / save.__name__)))
     start = next(number for number, word in enumerate(words) if word.endswith(".py") or word.split(".")[-1] in COMMANDS)
     name = words[start].split(".")[-1]
     if name in COMMANDS:

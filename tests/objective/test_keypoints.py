@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modeling_kamim.errors import InputError
-from modeling_kamim.objective.keypoints import DETECTORS, FOOTPRINTS, KeypointDetector, draw_rings
+from modeling_kamim.objective.keypoints import FOOTPRINTS, KeypointDetector, draw_rings
+from modeling_kamim.objective.sources.table import PAPER_DETECTORS
 
 OPENCV = {"fast": cv2.FastFeatureDetector_create, "sift": cv2.SIFT_create, "orb": cv2.ORB_create}
 
@@ -29,7 +30,7 @@ def noise(shape=(70, 53), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", PAPER_DETECTORS)
 def test_circle_map_is_opencvs_drawing_on_photographs(name, photographs):
     detector = KeypointDetector(name)
     for image in photographs:
@@ -41,7 +42,7 @@ def test_circle_map_is_opencvs_drawing_on_photographs(name, photographs):
         assert np.array_equal(drawn, draw_rings(keypoints, image.shape[:2]))
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", PAPER_DETECTORS)
 @pytest.mark.parametrize("shape", [(70, 53), (16, 90), (33, 33)])
 def test_circle_map_is_opencvs_drawing_on_noise(name, shape):
     for seed in range(5):
@@ -54,17 +55,15 @@ def test_circle_map_is_opencvs_drawing_on_noise(name, shape):
 
 
 @given(st.lists(st.tuples(st.integers(3, 17), st.integers(3, 26)), max_size=12))
-def test_fast_dilation_equals_drawing_anywhere(monkeypatch, places):
+def test_fast_dilation_equals_drawing_anywhere(places):
     """Whole-pixel keypoints anywhere that FAST can find them: at least 3 px from the border."""
     keypoints = [cv2.KeyPoint(float(column), float(row), 7.0) for row, column in places]
-    monkeypatch.setattr(KeypointDetector, "detect", lambda self, image: keypoints)
-    drawn = KeypointDetector("fast")(np.zeros((21, 30, 3), np.uint8))
+    drawn = KeypointDetector("fast").draw(keypoints, (21, 30))
     assert np.array_equal(drawn, opencv_rings(keypoints, (21, 30)))
 
 
-def test_ring_is_a_ring_of_radius_three(monkeypatch):
-    monkeypatch.setattr(KeypointDetector, "detect", lambda self, image: [cv2.KeyPoint(10.0, 12.0, 7.0)])
-    drawn = KeypointDetector("fast")(np.zeros((25, 25, 3), np.uint8))
+def test_ring_is_a_ring_of_radius_three():
+    drawn = KeypointDetector("fast").draw([cv2.KeyPoint(10.0, 12.0, 7.0)], (25, 25))
     rows, columns = np.nonzero(drawn)
     distance = np.hypot(rows - 12, columns - 10)
     assert drawn.sum() == 48
@@ -72,7 +71,7 @@ def test_ring_is_a_ring_of_radius_three(monkeypatch):
     assert drawn[12, 13] == drawn[9, 10] == 1
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", PAPER_DETECTORS)
 def test_point_map_sets_exactly_the_rounded_keypoints(name, photographs):
     for image in photographs[:3]:
         expected = np.zeros(image.shape[:2], np.uint8)
@@ -82,10 +81,9 @@ def test_point_map_sets_exactly_the_rounded_keypoints(name, photographs):
         assert np.array_equal(KeypointDetector(name, "point")(image), expected)
 
 
-def test_point_map_keeps_keypoints_that_round_past_the_border(monkeypatch):
+def test_point_map_keeps_keypoints_that_round_past_the_border():
     keypoints = [cv2.KeyPoint(29.7, 20.6, 3.0), cv2.KeyPoint(-0.4, -0.2, 3.0)]
-    monkeypatch.setattr(KeypointDetector, "detect", lambda self, image: keypoints)
-    points = KeypointDetector("sift", "point")(np.zeros((21, 30, 3), np.uint8))
+    points = KeypointDetector("sift", "point").draw(keypoints, (21, 30))
     assert sorted(zip(*np.nonzero(points), strict=True)) == [(0, 0), (20, 29)]
 
 
@@ -101,7 +99,7 @@ def test_parameters_reach_opencv(photographs):
 
 
 @pytest.mark.parametrize("footprint", FOOTPRINTS)
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("name", PAPER_DETECTORS)
 def test_flat_image_has_an_empty_map(name, footprint):
     drawn = KeypointDetector(name, footprint)(np.full((64, 48, 3), 90, np.uint8))
     assert drawn.shape == (64, 48) and not drawn.any()
