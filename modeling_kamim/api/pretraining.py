@@ -30,15 +30,16 @@ from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.processor import image_processor, pixel_range_of
 from ..models.sizes import image_size_of, patch_grid
 from ..models.warm_start import warm_start
+from ..objective.targets import TARGETS
 from ..privacy import public_dataset, public_name, public_settings
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
-from ..training.batches import prepare_batch
 from ..training.checkpoint_page import CheckpointPage
 from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings, save_settings
 from ..training.run_directory import claimed, step_of
+from ..training.selection import Hardness, SampleSelection, SelectedSampler
 from ..training.sources import Source, open_source
 from ..training.trackers import CardLog, ImageLog
 from ..training.trainer import MaskedImageTrainer
@@ -48,6 +49,8 @@ CONFIG_KEYS = (
     "method",
     "weighting",
     "temperature",
+    "temperature_schedule",
+    "temperature_end",
     "weight_norm",
     "weight_patch_size",
     "keypoint_detector",
@@ -58,8 +61,13 @@ CONFIG_KEYS = (
     "keypoint_source",
     "mask_patch_size",
     "mask_ratio",
+    "masking",
     "target",
     "loss",
+    "loss_predictor",
+    "selection",
+    "selection_ratio",
+    "selection_every",
 )
 
 
@@ -115,12 +123,14 @@ def _pretrain(
 
     shown = make_samples(source, kamim_args, model.config.patch_size, processor)
     describe_run(kamim_args, training_args, model, source.num_images)
-    tell_duration(model, training_args, source.num_images, step_of(Path(checkpoint)) if checkpoint else 0)
+    rule, num_images = kamim_args.selection_rule(), source.num_images
+    num_selected = rule.count(num_images) if rule and num_images else num_images
+    tell_duration(model, training_args, num_selected, step_of(Path(checkpoint)) if checkpoint else 0)
 
     groups = (data_args, kamim_args, stream_args, probe_args, training_args)
     compared = run_settings(*groups, num_train_images=source.num_images, **weights_of_source(kamim_args))
     trainer = build_trainer(source, kamim_args, model, processor, compared)
-    steps = probe_args.probe_steps(math.ceil((source.num_images or 0) / training_args.total_batch_size))
+    steps = probe_args.probe_steps(math.ceil((num_selected or 0) / training_args.total_batch_size))
     if steps:
         trainer.add_callback(online_probe(trainer, data_args, probe_args, steps))
     if training_args.log_images_every:
@@ -129,6 +139,9 @@ def _pretrain(
     trainer.add_callback(CardLog(trainer, card().content))
     page.write(card())
     train_and_score(trainer, checkpoint)
+    if rule is not None and num_images:
+        seen = trainer.state.global_step * training_args.total_batch_size
+        logger.info("effective_epochs: %.2f (%d images were read, of %d)", seen / num_images, seen, num_images)
 
     if training_args.should_save:
         draw_pictures(trainer, shown)
@@ -147,17 +160,21 @@ def build_model(kamim_args: KamimArguments, dataset: str, attention: str) -> Kam
     kamim |= {"dataset_name": dataset, "base_model": public_name(base) if base else None}
     config = kamim_args.model_config(kamim=kamim)
     if family_of(config).drops_masked:  # for transformers' own class
-        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, kamim_args.target == "normalized_pixels"
+        config.mask_ratio, config.norm_pix_loss = kamim_args.mask_ratio, TARGETS[kamim_args.target].is_normalized
     if base is None:
-        return KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
-    start = warm_start(base, config, attention)
-    logger.info("Warm start: %s", start.summary)
-    return start.model
+        model = KamimForMaskedImageModeling.from_config(config, attn_implementation=attention)
+    else:
+        start = warm_start(base, config, attention)
+        logger.info("Warm start: %s", start.summary)
+        model = start.model
+    if kamim_args.loss_predictor:
+        model.add_loss_predictor()
+    return model
 
 
 def weights_of_source(kamim_args: KamimArguments) -> dict[str, str]:
     """Return the digest of a learned source's weights, as a setting; nothing for others, and for SimMIM."""
-    digest = kamim_args.detector().digest if kamim_args.weighting != "none" else ""
+    digest = kamim_args.detector().digest if kamim_args.needs_keypoints else ""
     return {"keypoint_detector_weights": digest} if digest else {}
 
 
@@ -171,7 +188,7 @@ def make_samples(
         pixel_range = fit_processor(processor, images, source.image_column, kamim_args.num_channels, num_proc)
     transform = dataclasses.replace(transform, pixel_range=pixel_range)
     source.make_samples(transform)
-    if kamim_args.weighting != "none" and source.args.process_index == 0:
+    if kamim_args.needs_keypoints and source.args.process_index == 0:
         check_samples(source.known_samples(transform))
     source.list_bad_images()
     return source.shown(transform)
@@ -185,7 +202,9 @@ def build_trainer(
     settings: dict[str, Any],
 ) -> MaskedImageTrainer:
     """Return the trainer of the samples of a source; `settings` are compared on resuming."""
-    return source.trainer_class(
+    rule, samples = kamim_args.selection_rule(), source.train_samples
+    sampler = SelectedSampler(samples, rule, source.args.seed) if rule else None
+    trainer = source.trainer_class(
         model=model,
         args=source.args,
         train_dataset=source.train_samples,
@@ -194,10 +213,17 @@ def build_trainer(
         processing_class=processor,
         weighting=kamim_args.cell_weighting(),
         num_cells=kamim_args.num_cells,
+        hard_patches=kamim_args.hard_patches(),
+        sampler=sampler,
         online=kamim_args.online_density(),
         run_settings=settings,
         compute_metrics=lambda prediction: {"masked_l1": float(prediction.predictions.mean())},
     )
+    if sampler is not None:
+        whole = SampleDataset(samples.rows, samples.transform.whole_image(), source.args.seed)
+        hardness = Hardness(kamim_args.num_blocks, kamim_args.mask_ratio)
+        trainer.add_callback(SampleSelection(trainer, sampler, whole, hardness))
+    return trainer
 
 
 def online_probe(
@@ -235,7 +261,7 @@ def describe_run(
         *(kamim_args.method, "-".join(filter(None, (kamim_args.model_type, kamim_args.model_size)))),
         *(size, "streamed" if num_images is None else num_images, training_args.world_size),
     )
-    if kamim_args.weighting != "none" and kamim_args.detector().notice:
+    if kamim_args.needs_keypoints and kamim_args.detector().notice:
         logger.info("%s", kamim_args.detector().notice)
     logger.info("Speed: %s", training_args.describe_speed())
     logger.info(
@@ -282,8 +308,8 @@ def draw_reconstructions(
     """Draw what a model makes of up to 4 samples, and their keypoint weights (all 1 for SimMIM)."""
     num_rows, processor = min(4, len(dataset)), trainer.processing_class
     samples = default_collate([dataset[row * len(dataset) // num_rows] for row in range(num_rows)])
-    batch = prepare_batch(samples, processor, trainer.args.device, trainer.weighting, trainer.num_cells, trainer.online)
     model.eval()
+    batch = trainer.model_inputs(samples)
     reconstruction = model(**batch).reconstruction
     weights = batch.get("keypoint_weights", torch.ones(num_rows, 1, 1))
     return reconstruction_figure(

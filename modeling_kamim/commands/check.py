@@ -82,7 +82,7 @@ def _weights(
     check: DatasetCheck, source: SourceArguments, kamim_args: KamimArguments, rows: datasets.Dataset, image_column: str
 ) -> dict[str, Any]:
     """Print weights and advice, and return their facts; nothing for SimMIM and where there is no good image."""
-    if kamim_args.weighting == "none":
+    if not kamim_args.needs_keypoints:
         return {}
     given = WeightSettings(kamim_args.detector(), kamim_args.weight_patch_size, kamim_args.temperature)
     if given.detector.notice:

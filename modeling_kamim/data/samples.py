@@ -7,7 +7,7 @@ Crop, flips, mask and density of a sample depend on its random generator alone, 
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -45,6 +45,7 @@ class MaskedImageTransform:
         detector: run on the finished crop ("online").
         densities: whose stored densities of the whole images are read ("map").
         shuffle_cells: draw a permutation of the weight cells, for the weighting "shuffled".
+        order_blocks: draw a permutation of the masked blocks, for masks that are hard to fill in.
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
         num_channels: that the model takes.
         keypoint_channel: in which the `detector` looks; None as in `keypoint_image`.
@@ -60,9 +61,14 @@ class MaskedImageTransform:
     detector: KeypointDetector | None = None
     densities: DensityDetector | None = None
     shuffle_cells: bool = False
+    order_blocks: bool = False
     pixel_range: PixelRange | None = None
     num_channels: int = 3
     keypoint_channel: int | None = None
+
+    def whole_image(self) -> "MaskedImageTransform":
+        """Return the transform to the pixels of the whole image, without densities."""
+        return replace(self, random_view=None, detector=None, densities=None, shuffle_cells=False, order_blocks=False)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -77,7 +83,7 @@ class MaskedImageTransform:
             bool_masked_pos `(num_patches,)` bool. With a detector also keypoint_density `(rows, columns)` float32, of
             the weight cells of the crop. With stored densities keypoint_density `(grid, grid)` uint8, of the whole
             image, and crop_box `(4,)` float32 (see `resample_density`). With shuffled cells cell_order
-            `(number of cells,)` int64.
+            `(number of cells,)` int64, with ordered blocks block_order `(number of blocks,)` int64.
 
         Raises:
             BadImageError: if the image cannot be decoded, or its stored density cannot be used.
@@ -94,9 +100,15 @@ class MaskedImageTransform:
             sample["keypoint_density"] = torch.from_numpy(self._density(self._stored, row))
             sample["crop_box"] = torch.from_numpy(np.array(view.crop_box(), np.float32))
         if self.shuffle_cells:
-            grid = (side // self.weight_patch_size for side in height_and_width(self.image_size))
-            sample["cell_order"] = torch.from_numpy(random_order(math.prod(grid), rng))
+            sample["cell_order"] = self._order(self.weight_patch_size, rng)
+        if self.order_blocks:
+            sample["block_order"] = self._order(self.mask_patch_size, rng)
         return sample
+
+    def _order(self, side: int, rng: Random) -> torch.Tensor:
+        """Return a permutation of the squares of a side in pixels."""
+        grid = (length // side for length in height_and_width(self.image_size))
+        return torch.from_numpy(random_order(math.prod(grid), rng))
 
     @property
     def detection_size(self) -> ImageSize:
@@ -163,6 +175,11 @@ class SampleDataset(torch.utils.data.Dataset):
         """
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch that samples are drawn for."""
+        return int(self._epoch)
+
     @cached_property
     def content(self) -> str:
         """Fingerprint of the rows, see `content_fingerprint`."""
@@ -177,7 +194,7 @@ class SampleDataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[Any]:
         """Return a batch of samples; reading its rows at once makes it fast."""
         settle_worker()
-        epoch = int(self._epoch)
+        epoch = self.epoch
         indices = [range(len(self))[index] for index in indices]
         return [
             {**self._sample(row, epoch, index), "sample_index": index}

@@ -10,6 +10,7 @@ import torch
 from ..errors import InputError
 from ..limits import check_range, height_and_width, size_in_words
 from ..objective.masking import block_mask, upsample
+from ..objective.targets import TARGETS
 from ..training.figures import to_rgb
 from .checkpoints import DemoModel
 from .panels import Panel, enlarged, heat, section
@@ -101,7 +102,7 @@ def masked_page(models: Sequence[DemoModel], photograph: np.ndarray, mask_ratio:
             Panel("The photograph", _shown(found.original)),
         ]
         said = f"Wrong by {found.error:.3f} on average where it could not see (black is 0, white is 1)."
-        if model.decoder.objective["target"] == "normalized_pixels":
+        if TARGETS[model.decoder.objective["target"]].is_normalized:
             said += " It predicts the pattern of each patch; brightness and contrast are given back for the picture."
         sections.append(section(panels, model.name, said))
     return "".join(sections)

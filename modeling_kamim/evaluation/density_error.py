@@ -8,11 +8,9 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from ..models.families import encoder_stride
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.sizes import patch_grid
 from ..objective.density import resample_density
-from ..objective.losses import patch_statistics
 from ..objective.masking import upsample
 
 NUM_PARTS = 4
@@ -54,11 +52,11 @@ def _patches(model: KamimForMaskedImageModeling, batch: dict[str, Any]) -> torch
     """Return error, density and mask of the patches, `(batch_size, num_patches, 3)`."""
     pixels, mask, grid = batch["pixel_values"], batch["bool_masked_pos"], patch_grid(model.config)
     reconstruction = model(pixel_values=pixels, bool_masked_pos=mask).reconstruction
-    if model.objective["target"] == "normalized_pixels":
-        scale = patch_statistics(pixels, encoder_stride(model.config))[1]
-        reconstruction, pixels = reconstruction / scale, pixels / scale
+    target, statistics = model.target(pixels)
+    if statistics is not None:
+        reconstruction = (reconstruction - statistics[0]) / statistics[1]
     density = resample_density(batch["keypoint_density"].float() / 255, batch["crop_box"], grid)
-    errors, is_masked, density = cell_errors(reconstruction, pixels, mask.unflatten(1, grid), density)
+    errors, is_masked, density = cell_errors(reconstruction, target, mask.unflatten(1, grid), density)
     return torch.stack([errors, density, is_masked.float()], dim=2)
 
 

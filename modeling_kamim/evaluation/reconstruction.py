@@ -25,10 +25,8 @@ import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from ..errors import InputError
-from ..models.families import encoder_stride
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.sizes import token_grid
-from ..objective.losses import patch_statistics
 from ..objective.masking import upsample
 
 PAPER_MASK_RATIO = 0.4
@@ -70,10 +68,9 @@ def score_reconstructions(
 
 
 def _patch_means(model: KamimForMaskedImageModeling, pixel_values: torch.Tensor) -> torch.Tensor | None:
-    """Return what a model of normalized pixels is given of each patch, its mean; None for a model of pixels."""
-    if model.objective["target"] == "pixels":
-        return None
-    return patch_statistics(pixel_values, encoder_stride(model.config))[0].expand_as(pixel_values)
+    """Return what a model of a normalized target is given of each patch, its mean; None for others."""
+    statistics = model.target(pixel_values)[1]
+    return None if statistics is None else statistics[0].expand_as(pixel_values)
 
 
 def summarize(scores: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ..models.families import FAMILIES, family_of, model_depth
 from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
 from ..objective.sources.table import SOURCES
+from ..objective.targets import TARGETS
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
 
@@ -86,7 +87,9 @@ def pretraining_card(
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
-        is_kamim=weighting != "none",
+        target=TARGETS[config.kamim["target"]].words,
+        is_kamim=weighting not in ("none", "predicted_loss"),
+        selection=_selection(config.kamim),
         kamim=config.kamim,
         source=SOURCES[config.kamim.get("keypoint_detector", "fast")],
         layout=_layout(config),
@@ -97,6 +100,19 @@ def pretraining_card(
         curves=bool(losses),
         losses=_loss_table(losses),
     )
+
+
+def _selection(kamim: Mapping[str, Any]) -> str:
+    """Which share of the images a training read, in words; "" for all of them."""
+    ratio, every = kamim.get("selection_ratio") or 1, kamim.get("selection_every")
+    if ratio == 1:
+        return ""
+    how = {
+        "patch_aware": "those with the hardest patches, scored",
+        "reversed": "those with the easiest patches, scored",
+        "random": "drawn at random",
+    }[kamim["selection"]]
+    return f"{ratio:.0%} of the images, {how} every {f'{every} epochs' if every != 1 else 'epoch'}"
 
 
 def classifier_card(run: Run, config: PreTrainedConfig, mode: str, encoder: str | None) -> ModelCard:
@@ -339,7 +355,7 @@ def _result_table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def baseline_name(kamim: Mapping[str, Any] | None) -> str:
     """What the masked pixels are filled with beside a reconstruction, by the settings of the pretraining."""
-    if (kamim or {}).get("target") == "normalized_pixels":
+    if TARGETS[(kamim or {}).get("target") or "pixels"].is_normalized:
         return "the mean of each patch, which the model is given,"
     return "the mean color of the visible pixels"
 

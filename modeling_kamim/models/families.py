@@ -47,7 +47,7 @@ class Family:
     rectangles: bool = False
     any_input: bool = False
     mask_ratio: float = 0.6
-    target: Literal["pixels", "normalized_pixels"] = "pixels"
+    target: str = "pixels"  # of `TARGETS`
     loss: Literal["l1", "mse"] = "l1"
 
 

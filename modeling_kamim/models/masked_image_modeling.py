@@ -18,10 +18,15 @@ from transformers.modeling_outputs import MaskedImageModelingOutput, ModelOutput
 from transformers.models.vit_mae.modeling_vit_mae import ViTMAEDecoder
 from transformers.utils import can_return_tuple
 
-from ..objective.losses import masked_loss, patch_statistics
+from ..objective.losses import masked_loss
+from ..objective.ranking import on_grid, patch_losses, ranking_loss
+from ..objective.targets import TARGETS
 from .families import Family, encoder_stride, family_of
+from .loss_predictor import LossPredictor
 from .positions import mae_positions
-from .sizes import patch_grid
+from .sizes import image_sides, patch_grid
+
+_HEAD = "loss_predictor."  # of its names in the state of a model
 
 
 @dataclass
@@ -30,15 +35,22 @@ class KamimMaskedImageModelingOutput(MaskedImageModelingOutput):
 
     Args:
         masked_l1: scalar, the mean absolute error over the masked pixels of the target; comparable between weightings.
+        patch_losses: `(batch_size, num_patches)`, the error of each patch of the decoder, masked or not.
+        predicted_losses: like `patch_losses`, the scores of the loss predictor; None without one.
+        ranking_accuracy: scalar, share of the pairs of masked patches that the scores have in the right order.
     """
 
     masked_l1: torch.Tensor | None = None
+    patch_losses: torch.Tensor | None = None
+    predicted_losses: torch.Tensor | None = None
+    ranking_accuracy: torch.Tensor | None = None
 
 
 class KamimForMaskedImageModeling(PreTrainedModel):
     """What the pretraining models of all families share, and the way to get one: `from_config`, `from_pretrained`."""
 
     family: Family
+    loss_predictor: LossPredictor | None  # beside the checkpoint, never in it
 
     @classmethod
     def from_config(cls, config: PreTrainedConfig, **kwargs) -> "KamimForMaskedImageModeling":
@@ -101,15 +113,52 @@ class KamimForMaskedImageModeling(PreTrainedModel):
             prefix = torch.zeros(1, positions.shape[1] - patches.shape[1], positions.shape[-1])
             init.copy_(positions, torch.cat([prefix, patches], dim=1).to(positions))
 
+    def post_init(self) -> None:
+        self.register_module("loss_predictor", None)
+        super().post_init()
+
+    def add_loss_predictor(self) -> None:
+        """Give the model a head that predicts which patches have large errors; its loss is then part of `loss`."""
+        self.loss_predictor = LossPredictor(self.decoder[0].in_channels)
+
+    @property
+    def decoder_grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches that the decoder predicts."""
+        stride = encoder_stride(self.config)
+        height, width = image_sides(self.config)
+        return height // stride, width // stride
+
+    def save_pretrained(self, save_directory, *args, state_dict=None, **kwargs):
+        """As transformers', with the loss predictor in a file of its own: the checkpoint is one without it."""
+        head, own = self.loss_predictor, None
+        if head is not None and state_dict is not None:
+            own = {name.removeprefix(_HEAD): state_dict[name] for name in state_dict if name.startswith(_HEAD)}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(_HEAD)}
+        self.loss_predictor = None
+        try:
+            super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
+        finally:
+            self.loss_predictor = head
+        if head is not None and kwargs.get("is_main_process", True):
+            head.save(save_directory, own)
+
     def reconstruct(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, **kwargs
-    ) -> tuple[torch.Tensor, ModelOutput]:
-        """The decoder's output, `(batch_size, channels, height, width)`, and the encoder's outputs."""
+    ) -> tuple[torch.Tensor, torch.Tensor | None, ModelOutput]:
+        """What the decoder makes, `(batch_size, channels, height, width)`, the tokens it reads, the encoder's outputs.
+
+        The tokens are `(batch_size, num_patches, width)`; of a masked autoencoder without a loss predictor they are not
+        kept.
+        """
         outputs = self.base_model(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         tokens = self.normalized_tokens(outputs.last_hidden_state)[:, self.family.num_prefix_tokens(self.config) :]
         stride = encoder_stride(self.config)
         rows, columns = (side // stride for side in pixel_values.shape[2:])
-        return self.decoder(tokens.transpose(1, 2).unflatten(2, (rows, columns))), outputs
+        return self.decoder(tokens.transpose(1, 2).unflatten(2, (rows, columns))), tokens, outputs
+
+    def target(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What is predicted of images, and mean and deviation of each patch where it is normalized: see `Target`."""
+        return TARGETS[self.objective["target"]](pixel_values, encoder_stride(self.config))
 
     def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens behind the encoder's last LayerNorm."""
@@ -133,31 +182,36 @@ class KamimForMaskedImageModeling(PreTrainedModel):
             **kwargs: of the encoder, for example `output_hidden_states`.
 
         Returns:
-            `reconstruction` in the units of `pixel_values`. Where the target is "normalized_pixels", mean and deviation
-            of each patch, which the model does not predict, are those of the image itself.
+            `reconstruction` in the units of `pixel_values`. Where the target is normalized, mean and deviation of each
+            patch, which the model does not predict, are those of the image itself.
         """
-        reconstruction, outputs = self.reconstruct(pixel_values, bool_masked_pos, **kwargs)
-        target, objective = pixel_values, self.objective
-        is_normalized = objective["target"] == "normalized_pixels"
+        reconstruction, tokens, outputs = self.reconstruct(pixel_values, bool_masked_pos, **kwargs)
         if reconstruction.shape != pixel_values.shape:
             raise ValueError(
                 f"the reconstruction is {tuple(reconstruction.shape)} for pixel_values {tuple(pixel_values.shape)}: "
                 f"encoder_stride {getattr(self.config, 'encoder_stride', None)} does not fit the encoder"
             )
-        if is_normalized:
-            mean, deviation = patch_statistics(pixel_values, encoder_stride(self.config))
-            target = (pixel_values - mean) / deviation
-
-        loss = unweighted = None
+        target, statistics = self.target(pixel_values)
+        loss = unweighted = errors = scores = accuracy = None
+        if self.loss_predictor is not None:
+            scores = self.loss_predictor(tokens)
+            errors = patch_losses(reconstruction.detach(), target, self.decoder_grid, self.objective["loss"])
         if bool_masked_pos is not None:
             mask = bool_masked_pos.unflatten(1, tuple(side // self.config.patch_size for side in target.shape[2:]))
-            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, objective["loss"])
+            loss, unweighted = masked_loss(reconstruction, target, mask, keypoint_weights, self.objective["loss"])
+            if scores is not None and errors is not None:
+                is_masked = on_grid(bool_masked_pos, mask.shape[1:], self.decoder_grid).flatten(1) > 0.5
+                ranking, accuracy = ranking_loss(scores, errors, is_masked)
+                loss = loss + ranking
         return KamimMaskedImageModelingOutput(
             loss=loss,
-            reconstruction=reconstruction * deviation + mean if is_normalized else reconstruction,
+            reconstruction=reconstruction if statistics is None else reconstruction * statistics[1] + statistics[0],
             hidden_states=outputs.hidden_states,
             attentions=outputs.get("attentions"),
             masked_l1=unweighted,
+            patch_losses=errors,
+            predicted_losses=scores,
+            ranking_accuracy=accuracy,
         )
 
 
@@ -178,6 +232,10 @@ class BeitPixelDecoder(PixelDecoder):
     `simmim_init` in the config is the initialization of SimMIM's ViT: weights within one deviation of 0.02, those that
     end a residual branch of block n divided by sqrt(2 n).
     """
+
+    def target(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """What is predicted of images, and mean and deviation of each patch where it is normalized: see `Target`."""
+        return TARGETS[self.objective["target"]](pixel_values, encoder_stride(self.config))
 
     def normalized_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         norm = self.beit.pooler.layernorm
@@ -228,15 +286,36 @@ class MaskedAutoencoder(KamimForMaskedImageModeling):
 
     def reconstruct(
         self, pixel_values: torch.Tensor, bool_masked_pos: torch.Tensor | None, **kwargs
-    ) -> tuple[torch.Tensor, ModelOutput]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, ModelOutput]:
         outputs = self.vit(pixel_values, noise=bool_masked_pos, **kwargs)
-        patches = self.decoder(outputs.last_hidden_state, outputs.ids_restore).logits
+        found = self.decoder(outputs.last_hidden_state, outputs.ids_restore).logits
+        patches, tokens = found.tensor_split([self.decoder.decoder_pred.out_features], dim=-1)
         height, width = pixel_values.shape[2:]
-        return self.unpatchify(patches, (height, width)), outputs
+        return self.unpatchify(patches, (height, width)), tokens, outputs
+
+    def add_loss_predictor(self) -> None:
+        self.decoder.decoder_pred.keeps_tokens = True
+        self.loss_predictor = LossPredictor(self.decoder.decoder_pred.in_features)
+
+
+class _PixelsAndTokens(nn.Linear):
+    """The last layer of ViT-MAE's decoder; with `keeps_tokens` what it reads stands behind what it predicts."""
+
+    keeps_tokens = False
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        pixels = super().forward(tokens)
+        return torch.cat([pixels, tokens.to(pixels.dtype)], dim=-1) if self.keeps_tokens else pixels
 
 
 class _AnyGridDecoder(ViTMAEDecoder):
     """ViT-MAE's decoder for a grid of any shape; transformers' begins with the positions of a square."""
+
+    def __init__(self, config: PreTrainedConfig, num_patches: int):
+        super().__init__(config, num_patches)
+        self.decoder_pred: _PixelsAndTokens = _PixelsAndTokens(
+            self.decoder_pred.in_features, self.decoder_pred.out_features
+        )
 
     def initialize_weights(self, num_patches: int) -> None:
         init.normal_(self.mask_token, std=self.config.initializer_range)  # positions are set by the model

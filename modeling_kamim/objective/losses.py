@@ -1,4 +1,4 @@
-"""The weighted error of the masked pixels (arXiv:2407.13873, Eq. 3), and targets that are normalized by patch."""
+"""The weighted error of the masked pixels (arXiv:2407.13873, Eq. 3)."""
 
 import math
 
@@ -59,21 +59,3 @@ def masked_loss(
     if weights is not None:
         error = error * upsample(weights.detach().to(error.dtype), rows, columns)
     return error.sum() * scale, absolute.sum() * scale
-
-
-def patch_statistics(pixels: torch.Tensor, patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return mean and deviation of every patch over its pixels and channels, by which MAE normalizes its targets.
-
-    The deviation is sqrt(variance + 1e-6), with the unbiased variance (arXiv:2111.06377, section 4).
-
-    Args:
-        pixels: `(batch_size, channels, height, width)`.
-        patch_size: side of a patch in pixels; divides the image.
-
-    Returns:
-        Two tensors of the shape `(batch_size, 1, height, width)`, constant in a patch.
-    """
-    height, width = pixels.shape[2:]
-    patches = pixels.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))
-    variance, mean = torch.var_mean(patches, dim=(1, 3, 5))
-    return upsample(mean, height, width)[:, None], upsample((variance + 1e-6).sqrt(), height, width)[:, None]

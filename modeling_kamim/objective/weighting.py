@@ -6,11 +6,13 @@ A weighting is a function `(density, temperature, cell_order) -> weights` over t
 one, write that function and add it to `WEIGHTINGS`; the command line, the map step and the trainer need nothing else.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
+from ..errors import InputError
 from ..limits import check_choice, check_range
 
 MAX_EXPONENT = 20.0
@@ -64,32 +66,64 @@ WEIGHTINGS: dict[str, Weighting] = {
     "constant": constant_weights,
     "shuffled": shuffled_weights,
     "inverse": inverse_weights,
+    "predicted_loss": keypoint_weights,  # the density is that of a loss predictor, no keypoints
 }
 WEIGHT_NORMS = ("none", "mean")
+# share of the way from the first temperature to the last, by the share of the training that is done
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 0.0,
+    "linear": lambda done: done,
+    "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
+}
 
 
 @dataclass(frozen=True)
 class CellWeighting:
-    """A weighting by name with its temperature and norm: callable from density to weights.
+    """A weighting by name with its temperature, norm and schedule: callable from density to weights.
 
     Args:
         name: a key of `WEIGHTINGS`.
         temperature: T > 0 of Eq. 2.
         norm: "none" (paper: the loss grows with W) or "mean" (W divided by its mean over the image, which takes the
             loss scale out of a comparison).
+        schedule: a key of `SCHEDULES`: how the temperature moves during a training, see `at`.
+        last_temperature: at the end of the training; None for "constant".
 
     Raises:
-        InputError: for an unknown name or norm, or a temperature that is not positive and finite.
+        InputError: for an unknown name, norm or schedule, a temperature that is not positive and finite, or a last one
+            without a schedule, or the other way round.
     """
 
     name: str = "keypoint"
     temperature: float = 0.25
     norm: str = "none"
+    schedule: str = "constant"
+    last_temperature: float | None = None
 
     def __post_init__(self):
         check_choice("weighting", self.name, WEIGHTINGS)
         check_choice("weight_norm", self.norm, WEIGHT_NORMS)
         check_range("temperature", self.temperature)
+        check_choice("temperature_schedule", self.schedule, SCHEDULES)
+        if self.last_temperature is not None:
+            check_range("temperature_end", self.last_temperature)
+        if (self.last_temperature is None) != (self.schedule == "constant"):
+            raise InputError(
+                f"temperature_schedule is {self.schedule} and temperature_end is {self.last_temperature}; a linear or "
+                "cosine schedule needs temperature_end, a constant temperature has none"
+            )
+
+    def at(self, done: float) -> "CellWeighting":
+        """Return the weighting with the temperature that the schedule has then, and keeps.
+
+        Args:
+            done: share of the training's steps, in [0, 1].
+        """
+        if self.last_temperature is None:
+            return self
+        way = SCHEDULES[self.schedule](done)
+        temperature = self.temperature + way * (self.last_temperature - self.temperature)
+        return replace(self, temperature=temperature, schedule="constant", last_temperature=None)
 
     def __call__(self, density: torch.Tensor, cell_order: torch.Tensor | None = None) -> torch.Tensor:
         """Return the weights of images.

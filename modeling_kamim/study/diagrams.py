@@ -11,12 +11,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 
 from ..evaluation.density_error import NUM_PARTS
 from ..hub.markup import plot_text
+from ..objective.targets import TARGETS
 from ..training.figures import LINE_COLORS, MARKERS
 from .summary import Arm, mean_and_deviation
 
 CURVES = {"probe_top1": "linear probe during the training", "knn_top1": "k-NN during the training"}
 QUARTERS = ("fewest", *(f"{place}" for place in range(2, NUM_PARTS)), "most")
-TARGETS = {"pixels": "pixels", "normalized_pixels": "pixels normalized by patch"}
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -95,7 +95,7 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
         for name, arm in shown.items():
             if arm.target == target:
                 axis.plot(QUARTERS, np.mean(errors[name], axis=0), label=plot_text(name), markersize=5, **styles[name])
-        axis.set(title=f"target: {TARGETS[target]}", xlabel="keypoints in the patch, by quarters")
+        axis.set(title=f"target: {TARGETS[target].words}", xlabel="keypoints in the patch, by quarters")
         axis.grid(axis="y", color="0.9")
         axis.legend(frameon=False, fontsize="small")
         axis.set_ylabel("mean absolute error of masked patches")

@@ -22,14 +22,16 @@ from ..limits import (
     size_in_words,
     written_size,
 )
-from ..models.families import FAMILIES, family_of
+from ..models.families import FAMILIES, encoder_stride, family_of
 from ..models.sizes import build_config, image_size_of
 from ..models.warm_start import config_to_pretrain
 from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
+from ..objective.selection_rule import SelectionRule
 from ..objective.sources.table import SOURCES, sources_in_words
 from ..objective.weighting import CellWeighting
 from .batches import OnlineDensity
+from .hard_patches import HardPatches
 from .hardware import Hardware, find_hardware
 from .recipe import check_image_log, check_recipe
 
@@ -78,12 +80,16 @@ class KamimArguments:
         default=None, help="Side of a masked block in pixels; 32 (vit_mae: a patch), or the nearest that fits."
     )
     mask_ratio: float = HfArg(default=None, help="Share of blocks to mask, in (0, 1); 0.6 (vit_mae: 0.75).")
-    target: Literal["pixels", "normalized_pixels"] = HfArg(
-        default=None, help="Predict pixels, or pixels normalized in each patch (vit_mae's default)."
+    target: Literal["pixels", "normalized_pixels", "low_pass", "normalized_low_pass"] = HfArg(
+        default=None,
+        help="Predict pixels, their low frequencies (as PixMIM), or either normalized in each patch (vit_mae's "
+        "default: normalized_pixels).",
     )
     loss: Literal["l1", "mse"] = HfArg(default=None, help="Absolute error, or squared (vit_mae's default).")
-    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse"] = HfArg(
-        default="keypoint", help="keypoint is KAMIM, none is SimMIM; the others are controls (see docs/method.md)."
+    weighting: Literal["keypoint", "none", "constant", "shuffled", "inverse", "predicted_loss"] = HfArg(
+        default="keypoint",
+        help="keypoint is KAMIM, none is SimMIM; predicted_loss weights by what the loss predictor expects; the others "
+        "are controls (see docs/method.md).",
     )
     keypoint_detector: str = HfArg(
         default="fast",
@@ -114,9 +120,28 @@ class KamimArguments:
         default=None, help="Side of a weight cell (w_ps) in pixels; 8, or the largest below that divides the image."
     )
     temperature: float = HfArg(default=0.25, help="T of Eq. 2; smaller means stronger weights.")
+    temperature_schedule: Literal["constant", "linear", "cosine"] = HfArg(
+        default="constant", help="How T moves from temperature to temperature_end during the training."
+    )
+    temperature_end: float | None = HfArg(default=None, help="T at the last step of a linear or cosine schedule.")
     weight_norm: Literal["none", "mean"] = HfArg(
         default="none", help="mean divides the weights of an image by their mean."
     )
+    loss_predictor: bool = HfArg(
+        default=False,
+        help="Train a small head that predicts which patches have large errors (Hard Patches Mining). What needs it "
+        "turns it on.",
+    )
+    masking: Literal["random", "easy_to_hard"] = HfArg(
+        default="random", help="Mask random blocks, or more and more of those with the largest predicted errors."
+    )
+    selection: Literal["patch_aware", "random", "reversed"] = HfArg(
+        default="patch_aware",
+        help="Which share of the images is trained on (selection_ratio): those with the hardest patches, any, or those "
+        "with the easiest.",
+    )
+    selection_ratio: float = HfArg(default=1.0, help="Share of the images to train on, in (0, 1]; 1 is all of them.")
+    selection_every: int = HfArg(default=1, help="Epochs from one selection to the next.")
     crop_min_scale: float = HfArg(default=0.67, help="Least area of the random crop, in (0, 1].")
     horizontal_flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
     vertical_flip: float = HfArg(default=0.5, help="Probability of a vertical flip.")
@@ -157,8 +182,19 @@ class KamimArguments:
                 "smaller ratio or smaller blocks"
             )
         self.cell_weighting(), self.detector(), self.random_view()
-        if self.weighting != "none" and self.keypoint_source == "map":
+        if self.needs_keypoints and self.keypoint_source == "map":
             self.densities().check_cells(self.weight_patch_size, self.image_size)
+        self._set_loss_predictor(encoder_stride(config))
+
+    def _set_loss_predictor(self, stride: int) -> None:
+        rule = self.selection_rule()
+        is_needed = self.weighting == "predicted_loss" or self.masking == "easy_to_hard"
+        self.loss_predictor |= is_needed or (rule is not None and rule.name != "random")
+        if self.loss_predictor and self.mask_patch_size % stride:
+            raise InputError(
+                f"mask_patch_size is {self.mask_patch_size}, and the loss predictor tells patches of {stride} px "
+                f"apart; give a multiple of {stride}"
+            )
 
     def _check_channels(self) -> None:
         check_range("num_channels", self.num_channels)
@@ -175,6 +211,11 @@ class KamimArguments:
                 raise InputError(
                     f"{name} has {len(numbers)} numbers; give {self.num_channels}, one for each channel, or one for all"
                 )
+
+    @property
+    def needs_keypoints(self) -> bool:
+        """Whether the weights are made of the densities of keypoints."""
+        return self.weighting not in ("none", "predicted_loss")
 
     @property
     def method(self) -> str:
@@ -216,7 +257,7 @@ class KamimArguments:
 
     def transform(self, image_column: str, patch_size: int) -> MaskedImageTransform:
         """Return the callable that makes a sample of the training from a row of images."""
-        is_weighted, is_online = self.weighting != "none", self.keypoint_source == "online"
+        is_weighted, is_online = self.needs_keypoints, self.keypoint_source == "online"
         return MaskedImageTransform(
             image_column=image_column,
             image_size=self.image_size,
@@ -228,6 +269,7 @@ class KamimArguments:
             detector=self.detector() if is_weighted and is_online and not self.detector().is_learned else None,
             densities=self.densities() if is_weighted and not is_online else None,
             shuffle_cells=self.weighting == "shuffled",
+            order_blocks=self.masking == "easy_to_hard",
             num_channels=self.num_channels,
             keypoint_channel=self.keypoint_channel,
         )
@@ -236,7 +278,8 @@ class KamimArguments:
         """Return the weighting that these arguments describe; None for SimMIM."""
         if self.weighting == "none":
             return None
-        return CellWeighting(self.weighting, self.temperature, self.weight_norm)
+        schedule = self.temperature_schedule, self.temperature_end
+        return CellWeighting(self.weighting, self.temperature, self.weight_norm, *schedule)
 
     def detector(self) -> KeypointDetector:
         """Return the detector that these arguments describe.
@@ -251,7 +294,7 @@ class KamimArguments:
     def online_density(self) -> OnlineDensity | None:
         """Return what detects on the pixels of a batch; None where the loader or the map step does."""
         detector = self.detector()
-        if self.weighting == "none" or self.keypoint_source != "online" or not detector.is_learned:
+        if not self.needs_keypoints or self.keypoint_source != "online" or not detector.is_learned:
             return None
         return OnlineDensity(detector, self.weight_patch_size, self.keypoint_channel)
 
@@ -276,6 +319,26 @@ class KamimArguments:
     def random_view(self) -> RandomView:
         """Return the crop and flips that these arguments describe."""
         return RandomView(self.crop_min_scale, crop_ratios(self.image_size), self.horizontal_flip, self.vertical_flip)
+
+    def hard_patches(self) -> HardPatches | None:
+        """Return what puts weights or masks where errors are expected; None where these arguments ask for neither."""
+        has_weights, has_masks = self.weighting == "predicted_loss", self.masking == "easy_to_hard"
+        if not has_weights and not has_masks:
+            return None
+        cells, blocks = self.num_cells if has_weights else None, self.num_blocks if has_masks else None
+        return HardPatches(cells, blocks, self.mask_ratio)
+
+    def selection_rule(self) -> SelectionRule | None:
+        """Return the rule by which a share of the images is trained on; None for all of them."""
+        if self.selection_ratio == 1:
+            return None
+        return SelectionRule(self.selection, self.selection_ratio, self.selection_every)
+
+    @property
+    def num_blocks(self) -> tuple[int, int]:
+        """Rows and columns of masked blocks."""
+        height, width = height_and_width(self.image_size)
+        return height // self.mask_patch_size, width // self.mask_patch_size
 
     @property
     def num_cells(self) -> tuple[int, int]:

@@ -74,24 +74,14 @@ def weigh(batch: Mapping[str, Any], weighting: CellWeighting, num_cells: int | S
     return batch
 
 
-def prepare_batch(
-    batch: Mapping[str, Any],
-    processor: Normalization,
-    device: torch.device | str,
-    weighting: CellWeighting | None = None,
-    num_cells: int | Sequence[int] = 24,
-    online: OnlineDensity | None = None,
-) -> dict[str, Any]:
-    """Return a batch on the device, with normalized pixels and keypoint weights.
+def prepare_batch(batch: Mapping[str, Any], processor: Normalization, device: torch.device | str) -> dict[str, Any]:
+    """Return a batch on the device, with normalized pixels.
 
     Args:
         batch: collated samples of `data.samples` or `data.augmentation`.
         processor: see `normalize`.
         device: to move the batch to.
-        weighting, num_cells: see `weigh`; no weights where `weighting` is None.
-        online: detects on the pixels; None where the batch has densities.
     """
-    batch = online(batch) if online else batch
     batch = {name: tensor.to(device) for name, tensor in batch.items() if name != "sample_index"}
     batch["pixel_values"] = normalize(batch["pixel_values"], processor)
-    return batch if weighting is None else weigh(batch, weighting, num_cells)
+    return batch

@@ -16,6 +16,7 @@ from .. import files as durability
 from ..errors import InputError, StoppedError, on_one_line
 from ..models.finite import model_tensors, nonfinite_names
 from ..models.loading import load_whole
+from ..models.loss_predictor import load_loss_predictor
 from .integrity import faults
 from .launch import largest_of_processes
 from .resume import save_settings, whole_checkpoints
@@ -210,6 +211,9 @@ class CheckpointingTrainer(Trainer):
         restored = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         if isinstance(restored, PreTrainedModel):
             state = load_whole(type(restored), checkpoint, config=restored.config)[0].state_dict()
+            if getattr(restored, "loss_predictor", None) is not None:
+                head = load_loss_predictor(checkpoint)
+                state |= {f"loss_predictor.{name}": tensor for name, tensor in head.items()}
         else:
             state = load_file(Path(checkpoint) / "model.safetensors")
         try:

@@ -134,6 +134,7 @@ def curves_figure(log: Sequence[Mapping[str, float]]) -> Figure:
         "loss": {"loss": "training", "eval_loss": "validation"},
         "masked L1, unweighted\n(units of the target)": {"masked_l1": "training", "eval_masked_l1": "validation"},
         "learning rate": {"learning_rate": "learning rate"},
+        "temperature T": {"temperature": "temperature"},
         "top-1 accuracy (%)": {
             "probe_top1": "linear probe",
             "knn_top1": "k-NN",

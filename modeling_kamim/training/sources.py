@@ -50,7 +50,7 @@ class Source(ABC):
         self.train_samples = self._train_samples(transform)
         self.eval_samples: SampleDataset | None = None
         if self.validation is not None:
-            whole = replace(transform, random_view=None)
+            whole = replace(transform, random_view=None, order_blocks=False)
             self.eval_samples = self._prepared(self.validation, self.data_args.max_eval_samples, whole)
 
     @abstractmethod

@@ -31,9 +31,13 @@ def open_stream(
         InputError: if a setting has no meaning for a stream, or the data set cannot be streamed.
     """
     _check_settings(data_args, probe_every, training_args)
+    if kamim_args.selection_rule() is not None:
+        raise InputError(
+            f"selection_ratio is {kamim_args.selection_ratio}, and a stream cannot select; leave out --streaming"
+        )
     splits = load_parquet(data_args.dataset_name, data_args.dataset_config_name, data_args.trust_data_files)
     train, _ = choose_splits(splits, data_args.train_split, data_args.validation_split)
-    if kamim_args.weighting != "none" and kamim_args.keypoint_source == "map":
+    if kamim_args.needs_keypoints and kamim_args.keypoint_source == "map":
         _choose_source(kamim_args, train, training_args.device.type)
     data_args.max_eval_samples = data_args.max_eval_samples or STREAM_EVAL_SAMPLES
     if training_args.should_save and training_args.resume_from_checkpoint is None:

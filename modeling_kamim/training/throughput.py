@@ -11,14 +11,18 @@ class Throughput:
     """Count what happened since the last log.
 
     The trainer adds to `images` (over all devices), `data_wait` (seconds), `steps`, `clipped` (steps whose gradients
-    were clipped), and to `masked_l1` the losses without weights, scalars.
+    were clipped), and to `means` scalars of every step by the name under which their mean is logged.
     """
 
     def __init__(self):
         self.start = time.perf_counter()
         self.images = self.steps = self.clipped = 0
         self.data_wait = 0.0
-        self.masked_l1: list[torch.Tensor] = []
+        self.means: dict[str, list[torch.Tensor]] = {}
+
+    def add(self, name: str, scalar: torch.Tensor) -> None:
+        """Take in a scalar of a step."""
+        self.means.setdefault(name, []).append(scalar)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -28,11 +32,9 @@ class Throughput:
         self.start += time.perf_counter() - start
 
     def summary(self) -> dict[str, float]:
-        """Return `images_per_second`, `data_wait` (share of the time), and where known `clipped_steps`, `masked_l1`."""
+        """Return `images_per_second`, `data_wait` (share of the time), where known `clipped_steps`, and the means."""
         elapsed = time.perf_counter() - self.start
         summary = {"images_per_second": self.images / elapsed, "data_wait": self.data_wait / elapsed}
         if self.steps:
             summary["clipped_steps"] = self.clipped / self.steps
-        if self.masked_l1:
-            summary["masked_l1"] = torch.stack(self.masked_l1).mean().item()
-        return summary
+        return summary | {name: torch.stack(scalars).mean().item() for name, scalars in self.means.items()}

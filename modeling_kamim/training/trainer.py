@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -20,15 +20,18 @@ from ..data.decoding import BadImageError, UnreadImageError
 from ..data.samples import SampleDataset
 from ..errors import StoppedError
 from ..files import json_values
+from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..objective.weighting import CellWeighting
 from .batches import OnlineDensity, normalize, weigh
 from .checkpointing import StatefulCallback
+from .hard_patches import HardPatches
 from .launch import largest_of_processes
 from .nonfinite import NonfiniteGuard
 from .publishing_trainer import PublishingTrainer
 from .recipe import check_steps
 from .resume import CONTENT, check_settings, read_state
 from .run_directory import begin_run
+from .selection import SelectedSampler
 from .signals import StopOnSignal
 from .throughput import Throughput
 
@@ -229,9 +232,8 @@ class PixelTrainer(PublishingTrainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            if self.throughput.masked_l1:
-                mean = torch.stack(self.throughput.masked_l1).mean()
-                self.throughput.masked_l1 = [self.accelerator.reduce(mean, reduction="mean")]
+            for scalars in self.throughput.means.values():
+                scalars[:] = [self.accelerator.reduce(torch.stack(scalars).mean(), reduction="mean")]
             logs.update(self.throughput.summary())
             self.throughput = Throughput()
         super().log(json_values(logs), *args, **kwargs)
@@ -250,8 +252,11 @@ class MaskedImageTrainer(PixelTrainer):
 
     Args:
         *args, **kwargs: of `PixelTrainer`.
-        weighting: turns the keypoint densities of a batch into weights; None for SimMIM.
+        weighting: turns the keypoint densities of a batch into weights, by the temperature of the step; None for
+            SimMIM.
         num_cells: weight cells on each side of an image, or their rows and columns.
+        hard_patches: puts weights or masks where the model's loss predictor expects large errors.
+        sampler: of the training images, in place of all of them in a random order.
         online: detects on the pixels of a batch; None where its samples have densities.
     """
 
@@ -260,6 +265,8 @@ class MaskedImageTrainer(PixelTrainer):
         *args,
         weighting: CellWeighting | None = None,
         num_cells: int | Sequence[int] = 24,
+        hard_patches: HardPatches | None = None,
+        sampler: SelectedSampler | None = None,
         online: OnlineDensity | None = None,
         **kwargs,
     ):
@@ -267,15 +274,52 @@ class MaskedImageTrainer(PixelTrainer):
         self.online = online
         self.weighting = weighting
         self.num_cells = num_cells
+        self.hard_patches = hard_patches
+        self.sampler = sampler
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        return self.sampler or super()._get_train_sampler(train_dataset)
+
+    @property
+    def done(self) -> float:
+        """Share of the training's steps that are done, in [0, 1]."""
+        return min(1.0, self.state.global_step / max(1, self.state.max_steps))
+
+    @property
+    def current_weighting(self) -> CellWeighting | None:
+        """The weighting with the temperature of the step."""
+        if self.weighting is None:
+            return None
+        return self.weighting.at(self.done)
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        weighting = self.current_weighting
+        if "loss" in logs and weighting is not None and weighting is not self.weighting:  # it has a schedule
+            logs["temperature"] = weighting.temperature
+        super().log(logs, *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         inputs = super()._prepare_inputs(self.online(inputs) if self.online else inputs)
-        return inputs if self.weighting is None else weigh(inputs, self.weighting, self.num_cells)
+        weighting = self.current_weighting
+        if self.hard_patches is not None:
+            with self.accelerator.autocast():
+                inputs = self.hard_patches(inputs, self._whole_model, self.done)
+        return inputs if weighting is None else weigh(inputs, weighting, self.num_cells)
+
+    def model_inputs(self, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the model is given of collated samples, on the device."""
+        return self._prepare_inputs(dict(samples))
+
+    @property
+    def _whole_model(self) -> KamimForMaskedImageModeling:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         outputs = model(**inputs)
         if model.training:
-            self.throughput.masked_l1.append(outputs.masked_l1.detach())
+            self.throughput.add("masked_l1", outputs.masked_l1.detach())
+            if outputs.ranking_accuracy is not None:
+                self.throughput.add("ranking_accuracy", outputs.ranking_accuracy)
         return (outputs.loss, outputs) if return_outputs else outputs.loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):

@@ -35,7 +35,7 @@ from ..models.pixel_range import PixelRange
 from ..models.processor import image_processor
 from ..models.sizes import image_size_of
 from .arguments import KamimArguments, PretrainingArguments
-from .batches import prepare_batch
+from .batches import prepare_batch, weigh
 from .forecast import in_words, time_steps
 
 NUM_SAMPLES = 64  # images that are read
@@ -279,17 +279,15 @@ class _Steps:
     ):
         self.args, self.samples, self.is_cuda = args, samples, args.device.type == "cuda"
         self.model = KamimForMaskedImageModeling.from_config(config, attn_implementation=args.attn_implementation)
+        if kamim_args.loss_predictor:
+            self.model.add_loss_predictor()
         self.model.to(args.device).train()
         make, settings = Trainer.get_optimizer_cls_and_kwargs(args, self.model)
         self.optimizer = make(self.model.parameters(), **settings)
         processor = image_processor(image_size_of(config), None, None, [0.5], [0.25])  # any takes as long
-        self.inputs = (
-            processor,
-            args.device,
-            kamim_args.cell_weighting(),
-            kamim_args.num_cells,
-            kamim_args.online_density(),
-        )
+        self.inputs = (processor, args.device)
+        self.weighting, self.num_cells = kamim_args.cell_weighting(), kamim_args.num_cells
+        self.online, self.hard_patches = kamim_args.online_density(), kamim_args.hard_patches()
         gpu = torch.cuda.get_device_properties(args.device).total_memory if self.is_cuda else None
         self.available = gpu or psutil.virtual_memory().total
 
@@ -307,9 +305,14 @@ class _Steps:
         return seconds, peak[0]
 
     def _step(self, batch: dict[str, torch.Tensor]) -> None:
+        batch = self.online(batch) if self.online else batch
         inputs, args = prepare_batch(batch, *self.inputs), self.args
         precision = torch.float16 if args.fp16 else torch.bfloat16
         with torch.autocast(args.device.type, precision, enabled=args.fp16 or args.bf16):
+            if self.hard_patches is not None:
+                inputs = self.hard_patches(inputs, self.model, 0.0)
+            if self.weighting is not None:
+                inputs = weigh(inputs, self.weighting, self.num_cells)
             loss = self.model(**inputs).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)

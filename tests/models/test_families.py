@@ -31,7 +31,7 @@ from modeling_kamim.models.positions import mae_positions
 from modeling_kamim.models.processor import image_processor
 from modeling_kamim.models.sizes import build_config, image_sides, image_size_of, patch_grid, token_grid
 from modeling_kamim.models.warm_start import config_to_pretrain, warm_start
-from modeling_kamim.objective.losses import patch_statistics
+from modeling_kamim.objective.targets import patch_statistics
 
 every_family = pytest.mark.parametrize("model_type", FAMILIES)
 RECONSTRUCTS = [name for name, family in FAMILIES.items() if family.extends.endswith("ForMaskedImageModeling")]

@@ -286,3 +286,39 @@ def test_a_new_weighting_needs_one_entry(monkeypatch):
     density = torch.tensor([[0.0, 0.5]])
     assert np.allclose(CellWeighting("squared", 0.5)(density), [[1.0, 4.0]])
     assert CellWeighting("squared", 0.5, "mean")(density).mean().item() == pytest.approx(1.0)
+
+
+@given(
+    start=st.floats(0.01, 10),
+    end=st.floats(0.01, 10),
+    done=st.floats(0, 1),
+    schedule=st.sampled_from(["linear", "cosine"]),
+)
+def test_a_schedule_goes_from_the_first_temperature_to_the_last(start, end, done, schedule):
+    weighting = CellWeighting(temperature=start, schedule=schedule, last_temperature=end)
+    assert weighting.at(0.0).temperature == pytest.approx(start) and weighting.at(1.0).temperature == pytest.approx(end)
+    assert weighting.at(0.5).temperature == pytest.approx((start + end) / 2)
+    low, high = sorted([start, end])
+    assert low - 1e-9 <= weighting.at(done).temperature <= high + 1e-9
+    share = {"linear": done, "cosine": math.sin(math.pi * done / 2) ** 2}[schedule]
+    assert weighting.at(done).temperature == pytest.approx(start * (1 - share) + end * share)
+    assert torch.equal(weighting.at(0.0)(torch.eye(2)), CellWeighting(temperature=start)(torch.eye(2)))
+
+
+def test_a_constant_temperature_stays():
+    weighting = CellWeighting(temperature=0.3)
+    assert weighting.at(0.7) is weighting
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"schedule": "linear"}, "needs temperature_end"),
+        ({"last_temperature": 0.5}, "a constant temperature has none"),
+        ({"schedule": "cosine", "last_temperature": 0.0}, "temperature_end is 0.0; it must be greater than 0"),
+        ({"schedule": "step", "last_temperature": 1.0}, "temperature_schedule"),
+    ],
+)
+def test_schedules_that_make_no_sense_are_refused(settings, words):
+    with pytest.raises(InputError, match=words):
+        CellWeighting(**settings)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...hub.markup import MISSING
+from ...objective.targets import TARGETS
 from ..protocols import PROBED_BLOCK, PROTOCOLS
 from ..results import AVERAGED, MEASURED, is_number
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
@@ -90,7 +91,14 @@ class Entry:
             details += [self.detector, f"w_ps {w_ps}", f"T {temperature}", _show(kamim.get("keypoint_source"))]
             details += ["points"] * (kamim.get("keypoint_footprint") == "point")
             details += ["mean weight 1"] * (kamim.get("weight_norm") == "mean")
-        details += ["normalized pixels"] * (kamim.get("target") == "normalized_pixels")
+        details += ["loss predictor"] * bool(kamim.get("loss_predictor"))
+        details += ["easy to hard masks"] * (kamim.get("masking") == "easy_to_hard")
+        if is_number(kamim.get("temperature_end")):
+            details.append(f"T to {_show(kamim['temperature_end'])}")
+        if is_number(kamim.get("selection_ratio")) and kamim["selection_ratio"] < 1:
+            details.append(f"{_show(kamim.get('selection'))} {kamim['selection_ratio']:.0%} of the images")
+        if kamim.get("target") in TARGETS and kamim["target"] != "pixels":
+            details.append(TARGETS[kamim["target"]].words)
         if kamim.get("base_model") is not None:
             details.append(f"from {_show(kamim['base_model'])}")
         return f"{self.method} ({', '.join(details)})" if details else self.method
@@ -99,8 +107,9 @@ class Entry:
     def has_papers_objective(self) -> bool:
         """Whether pixels are predicted by their absolute error, from random weights, as earlier versions always did."""
         kamim = self.kamim
-        is_papers_loss = kamim.get("target", "pixels") == "pixels" and kamim.get("loss", "l1") == "l1"
-        return is_papers_loss and kamim.get("base_model") is None
+        plain = {"target": "pixels", "loss": "l1", "loss_predictor": False, "temperature_end": None}
+        plain |= {"base_model": None, "selection_ratio": 1}
+        return all(kamim.get(key, value) == value for key, value in plain.items())
 
     def _differs(self, settings: Mapping[str, Any]) -> set[str]:
         return {key for key, value in settings.items() if _show(self.kamim.get(key)) != _show(value)}
