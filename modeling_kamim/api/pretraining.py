@@ -5,12 +5,11 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import torch
 from datasets import Dataset
-from matplotlib.figure import Figure
 from torch.utils.data import default_collate
 from transformers import ViTImageProcessor, set_seed
 
@@ -34,7 +33,6 @@ from ..objective.targets import TARGETS
 from ..privacy import public_dataset, public_name, public_settings
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.checkpoint_page import CheckpointPage
-from ..training.figures import curves_figure, reconstruction_figure, save_figure
 from ..training.forecast import tell_duration
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings, save_settings
@@ -43,6 +41,9 @@ from ..training.selection import Hardness, SampleSelection, SelectedSampler
 from ..training.sources import Source, open_source
 from ..training.trackers import CardLog, ImageLog
 from ..training.trainer import MaskedImageTrainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 CONFIG_KEYS = (
@@ -293,6 +294,8 @@ def train_and_score(trainer: MaskedImageTrainer, checkpoint: str | None) -> None
 
 def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:
     """Write reconstructions.png, of some samples, and the training_curves.png of what was trained."""
+    from ..training.figures import curves_figure, save_figure  # Matplotlib takes half a second, which the start lacks
+
     model, output_dir = trainer.model, Path(trainer.args.output_dir)
     if trainer.is_fsdp_enabled:  # in a forward pass of its own this process would wait for the others' shards
         model = KamimForMaskedImageModeling.from_pretrained(output_dir).to(trainer.args.device)
@@ -304,8 +307,10 @@ def draw_pictures(trainer: MaskedImageTrainer, shown: SampleDataset) -> None:
 @torch.no_grad()
 def draw_reconstructions(
     model: KamimForMaskedImageModeling, dataset: SampleDataset, trainer: MaskedImageTrainer
-) -> Figure:
+) -> "Figure":
     """Draw what a model makes of up to 4 samples, and their keypoint weights (all 1 for SimMIM)."""
+    from ..training.figures import reconstruction_figure
+
     num_rows, processor = min(4, len(dataset)), trainer.processing_class
     samples = default_collate([dataset[row * len(dataset) // num_rows] for row in range(num_rows)])
     model.eval()

@@ -20,6 +20,7 @@ from ..limits import check_ranges
 from ..privacy import public_text
 from .array_folder import array_folder, holds_npy
 from .arrays import array_dtype, encode_arrays
+from .folder_patterns import one_walk
 from .labels import check_class_folders, check_labels, describe, uneven_folders
 from .photographs import load_photographs
 from .trust import OutsideError, file_findings, folders_of, refuse, row_findings, settings_findings
@@ -187,7 +188,8 @@ def open_builder(name: str, config_name: str | None, trust_data_files: bool) -> 
         if _WILDCARDS.search(str(path.resolve())):
             raise InputError(f"`datasets` takes * ? [ and :: in a path for patterns; rename {path.resolve()}")
         refuse(name, settings_findings(path), trust_data_files)
-        builder = array_folder(str(path)) if holds_npy(str(path)) else datasets.load_dataset_builder(str(path))
+        with one_walk(path):
+            builder = array_folder(str(path)) if holds_npy(str(path)) else datasets.load_dataset_builder(str(path))
     elif path.is_absolute() or name.startswith(("./", "../", "~")):
         raise InputError("there is no such file or folder")
     else:

@@ -3,10 +3,9 @@
 import html
 import io
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
@@ -14,6 +13,9 @@ from transformers.integrations import TensorBoardCallback, TrackioCallback, Wand
 from ..errors import InputError
 from .interlude import Interlude
 from .trainer import PixelTrainer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES, CARD = "reconstructions", "card"
 _DPI = 80
@@ -33,7 +35,7 @@ class ImageLog(Interlude):
         InputError: if `steps` is less than 1, or the model is in shards.
     """
 
-    def __init__(self, trainer: PixelTrainer, draw: Callable[[PreTrainedModel], Figure], steps: int):
+    def __init__(self, trainer: PixelTrainer, draw: Callable[[PreTrainedModel], "Figure"], steps: int):
         super().__init__(trainer, steps, "log_images_every")
         if trainer.is_fsdp_enabled:
             raise InputError("log_images_every draws in one process, which has no whole model under FSDP; leave it out")
@@ -93,7 +95,7 @@ def _log(tracker: Any, name: str, value: Any, step: int) -> None:
     tracker.log({name: value, "train/global_step": step})
 
 
-def as_image(figure: Figure) -> Image.Image:
+def as_image(figure: "Figure") -> Image.Image:
     """Return a figure as an RGB image."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=_DPI)

@@ -21,7 +21,6 @@ from results import result
 from modeling_kamim.analysis import plots as analysis_figures
 from modeling_kamim.analysis.findings import Section, cka_sentences
 from modeling_kamim.analysis.findings import write_report as write_analysis
-from modeling_kamim.api import pretraining
 from modeling_kamim.commands import evaluate as run_classification
 from modeling_kamim.commands import pretrain as run_mim
 from modeling_kamim.evaluation import outcome
@@ -33,6 +32,7 @@ from modeling_kamim.hub.markup import latex, markdown, plot_text
 from modeling_kamim.hub.publishing import published_files
 from modeling_kamim.models.sizes import build_config
 from modeling_kamim.privacy import public_name
+from modeling_kamim.training import figures
 from modeling_kamim.training.figures import save_figure
 
 AWKWARD = (
@@ -246,8 +246,8 @@ def test_a_failing_picture_costs_no_pretraining(monkeypatch, tmp_path, caplog):
     def fails(*arguments):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(pretraining, "reconstruction_figure", fails)
-    monkeypatch.setattr(pretraining, "curves_figure", fails)
+    monkeypatch.setattr(figures, "reconstruction_figure", fails)
+    monkeypatch.setattr(figures, "curves_figure", fails)
     data, output = write_classes(tmp_path / "data", ["a"]), tmp_path / "out"
     words = ["--dataset_name", str(data), "--output_dir", str(output), "--model_size", "tiny", "--image_size", "32"]
     words += [
