@@ -15,7 +15,7 @@ import skimage.data
 from ..errors import InputError
 from ..models.families import model_depth
 from .checkpoints import DemoModel
-from .focus_view import CELL_SIZES, IMAGE_SIZES, THRESHOLDS, FocusSettings, focus_page
+from .focus_view import CELL_SIZES, IMAGE_SIZES, KNOBS, THRESHOLDS, FocusSettings, focus_page
 from .masked_view import masked_page
 from .neighbor_view import Gallery, neighbor_page
 from .patch_view import patch_page
@@ -99,8 +99,8 @@ def _tab(title: str, models: Sequence[DemoModel], upload: gr.Image) -> Drawing |
 
 
 def _focus_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
+    detector = gr.Radio(list(THRESHOLDS), value="fast", label="What the loss follows", elem_id="detector")
     with gr.Row():
-        detector = gr.Radio(list(THRESHOLDS), value="fast", label="Detector", elem_id="detector")
         threshold = _threshold("fast")
         temperature = gr.Slider(0.05, 1, 0.25, step=0.05, label="Temperature T", elem_id="temperature")
     with gr.Row():
@@ -119,8 +119,8 @@ def _focus_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:
 
 def _threshold(detector: str) -> gr.Slider:
     name, low, high, step, usual = THRESHOLDS[detector]
-    label = f"{detector.upper()}'s {name}"
-    return gr.Slider(low, high, usual, step=step, label=label, info="more: fewer keypoints", elem_id="threshold")
+    label, info = f"{detector.upper()}'s {name}", KNOBS.get(name, "more: fewer keypoints")
+    return gr.Slider(low, high, usual, step=step, label=label, info=info, elem_id="threshold")
 
 
 def _masked_tab(models: Sequence[DemoModel], upload: gr.Image) -> Drawing:

@@ -107,6 +107,9 @@ def test_where_the_loss_looks(page):
     for detector in ("sift", "orb"):
         changes(page, "focus", lambda name=detector: choose(page, "detector", name), f"found by {detector.upper()}")
         assert page.locator("#threshold").inner_text().startswith(detector.upper())
+    for source, words in (("sobel", "gradient magnitude"), ("entropy", "local entropy")):
+        changes(page, "focus", lambda name=source: choose(page, "detector", name), words)
+    changes(page, "focus", lambda: choose(page, "detector", "gftt"), "found by GFTT")
 
 
 def test_reconstructions(page):

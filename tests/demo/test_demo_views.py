@@ -22,6 +22,7 @@ from modeling_kamim.demo.patch_view import component_colors, look, patch_page
 from modeling_kamim.demo.uploads import LONGEST_SIDE, MAX_BYTES, read_photograph
 from modeling_kamim.errors import InputError
 from modeling_kamim.models.processor import image_processor
+from modeling_kamim.objective.sources.table import SOURCES
 
 CPU = torch.device("cpu")
 
@@ -54,16 +55,19 @@ def test_the_weights_are_those_of_equation_2(photograph, detector):
     threshold = THRESHOLDS[detector][4]
     found = focus(photograph, FocusSettings(detector, threshold, image_size=128, cell_size=16, temperature=0.5))
     assert found.view.shape == (128, 128, 3) and found.density.shape == found.weights.shape == (8, 8)
-    assert 0 <= found.density.min() and found.density.max() <= 1 and len(found.points) > 10
+    assert 0 <= found.density.min() and found.density.max() <= 1 and found.map.mean() > 0.01
+    assert (found.points is None) == (SOURCES[detector].gives == "map")
+    np.testing.assert_allclose(found.density, found.map.reshape(8, 16, 8, 16).mean((1, 3)), atol=1e-5)
     np.testing.assert_array_equal(found.weights, keypoint_weights(torch.from_numpy(found.density), 0.5))
     page = focus_page(photograph, FocusSettings(detector, threshold))
     assert len(pictures(page)) == 3 and "<svg" in page
 
 
-def test_a_higher_threshold_finds_fewer_keypoints(photograph):
-    for detector, (_, low, high, _, usual) in THRESHOLDS.items():
-        found = [len(focus(photograph, FocusSettings(detector, value)).points) for value in (low, usual, high)]
-        assert found[0] >= found[1] > found[2]
+@pytest.mark.parametrize("detector", [name for name, row in THRESHOLDS.items() if row[0] != "size"])
+def test_a_higher_threshold_finds_less(photograph, detector):
+    _, low, high, _, usual = THRESHOLDS[detector]
+    found = [focus(photograph, FocusSettings(detector, value)).map.mean() for value in (low, usual, high)]
+    assert found[0] >= found[1] > found[2]
 
 
 def test_a_high_temperature_flattens_the_weights(photograph):
