@@ -18,7 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ..data.decoding import BadImageError, UnreadImageError
 from ..data.samples import SampleDataset
-from ..errors import StoppedError
+from ..errors import InputError, StoppedError
 from ..files import json_values
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..objective.weighting import CellWeighting
@@ -276,6 +276,11 @@ class MaskedImageTrainer(PixelTrainer):
         self.num_cells = num_cells
         self.hard_patches = hard_patches
         self.sampler = sampler
+        if self.is_fsdp_enabled and (hard_patches is not None or sampler is not None):
+            raise InputError(
+                "predicted_loss, easy_to_hard and selection_ratio ask a whole model, which no process has under FSDP; "
+                "leave them out, or train without FSDP"
+            )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         return self.sampler or super()._get_train_sampler(train_dataset)

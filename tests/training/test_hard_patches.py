@@ -14,6 +14,7 @@ from modeling_kamim.errors import InputError
 from modeling_kamim.models.sizes import build_config
 from modeling_kamim.training.arguments import KamimArguments
 from modeling_kamim.training.hard_patches import HardPatches, predicted_losses
+from modeling_kamim.training.trainer import MaskedImageTrainer
 
 FEW = ["--max_train_samples", "24", "--use_cpu", "--precision", "fp32", "--per_device_train_batch_size", "4"]
 FEW += ["--max_eval_samples", "4", "--max_steps", "8", "--save_steps", "3"]
@@ -163,3 +164,11 @@ def test_a_checkpoint_without_the_head_is_refused(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="lacks loss_predictor.safetensors"):
         checkpoint = str(tmp_path / "run/checkpoint-6")
         run(monkeypatch, tmp_path / "on", *CASES["loss predictor"], "--resume_from_checkpoint", checkpoint)
+
+
+def test_shards_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        MaskedImageTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), False
+    )
+    with pytest.raises(InputError, match="no process has under FSDP"):
+        run(monkeypatch, tmp_path / "run", *CASES["predicted weights"])

@@ -1,11 +1,43 @@
 """What the dense sources share: gray pixels, maps in [0, 1], checks of parameters."""
 
-from typing import Any
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
 from ...errors import InputError
+
+
+@dataclass(frozen=True)
+class Strength:
+    """Callable from an image to a map of the strength of something around each pixel, see `scaled`.
+
+    Args:
+        size: of the window in pixels, odd, up to 31.
+        percentile: of the image that becomes 1, in (0, 100].
+
+    Raises:
+        InputError: for other parameters.
+    """
+
+    size: int = 3
+    percentile: float = 95.0
+    name: ClassVar[str]
+    least_size: ClassVar[int] = 1
+
+    def __post_init__(self):
+        check_window(self.name, self.size, self.least_size)
+        check_percentile(self.name, self.percentile)
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """Return the map `(height, width)`, float32 in [0, 1], of `(height, width, 3)`, uint8."""
+        return scaled(self.strength(gray(image)), self.percentile)
+
+    @abstractmethod
+    def strength(self, luminance: np.ndarray) -> np.ndarray:
+        """Return the strength, `(height, width)`, float, at least 0, of `(height, width)`, uint8."""
 
 
 def gray(image: np.ndarray) -> np.ndarray:
