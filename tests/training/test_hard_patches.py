@@ -167,8 +167,8 @@ def test_a_checkpoint_without_the_head_is_refused(monkeypatch, tmp_path):
 
 
 def test_shards_are_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        MaskedImageTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), False
-    )
+    # transformers' own set-up must not see it, which needs a launcher
+    is_sharded = property(lambda self: "sampler" in vars(self), lambda self, value: None)
+    monkeypatch.setattr(MaskedImageTrainer, "is_fsdp_enabled", is_sharded, raising=False)
     with pytest.raises(InputError, match="no process has under FSDP"):
         run(monkeypatch, tmp_path / "run", *CASES["predicted weights"])
