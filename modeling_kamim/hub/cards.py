@@ -87,7 +87,7 @@ def pretraining_card(
         extent=f", for {num_steps} steps of {batch_size} images" if num_steps else "",
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
-        target=TARGETS[config.kamim["target"]].words,
+        target=TARGETS[config.kamim.get("target") or "pixels"].words,
         is_kamim=weighting not in ("none", "predicted_loss"),
         selection=_selection(config.kamim),
         kamim=config.kamim,

@@ -65,7 +65,8 @@ def test_from_a_checkpoint_through_pretraining_to_a_probe(model_type, monkeypatc
     write_report(build_report([tmp_path / "probe", scores]), tmp_path / "report")
     report = (tmp_path / "report" / "report.md").read_text()
     is_mae = model_type == "vit_mae"
-    method = "KAMIM-MAE (FAST, w_ps 8, T 0.25, map, normalized pixels" if is_mae else "KAMIM (FAST, w_ps 8, T 0.25, map"
+    settings = "FAST, w_ps 8, T 0.25, map"
+    method = f"KAMIM-MAE ({settings}, pixels normalized by patch" if is_mae else f"KAMIM ({settings}"
     assert f"| {markdown(f'{method}, from local:base)')} |" in report and "Table 1" not in report
     assert any(
         ("the mean of each patch" if is_mae else "the mean color of the visible pixels") in record.getMessage()
