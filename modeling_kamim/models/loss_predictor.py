@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import InputError
 
 LOSS_PREDICTOR_FILE = "loss_predictor.safetensors"
+PREFIX = "loss_predictor."  # of its names in the state of a model
 
 
 class LossPredictor(nn.Module):
@@ -37,15 +38,16 @@ class LossPredictor(nn.Module):
 
 
 def load_loss_predictor(checkpoint: str | Path) -> dict[str, torch.Tensor]:
-    """State of the head that a checkpoint directory holds.
+    """State of the head that a checkpoint directory holds, by the names in the state of a model.
 
     Raises:
         InputError: if there is none that can be read.
     """
     try:
-        return load_file(Path(checkpoint) / LOSS_PREDICTOR_FILE)
+        state = load_file(Path(checkpoint) / LOSS_PREDICTOR_FILE)
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{checkpoint} holds no {LOSS_PREDICTOR_FILE} that can be read: it was saved without --loss_predictor, or "
             "not to its end; resume from another checkpoint"
         ) from error
+    return {f"{PREFIX}{name}": tensor for name, tensor in state.items()}

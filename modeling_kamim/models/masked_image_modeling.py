@@ -22,11 +22,9 @@ from ..objective.losses import masked_loss
 from ..objective.ranking import on_grid, patch_losses, ranking_loss
 from ..objective.targets import TARGETS
 from .families import Family, encoder_stride, family_of
-from .loss_predictor import LossPredictor
+from .loss_predictor import PREFIX, LossPredictor
 from .positions import mae_positions
 from .sizes import image_sides, patch_grid
-
-_HEAD = "loss_predictor."  # of its names in the state of a model
 
 
 @dataclass
@@ -132,8 +130,8 @@ class KamimForMaskedImageModeling(PreTrainedModel):
         """As transformers', with the loss predictor in a file of its own: the checkpoint is one without it."""
         head, own = self.loss_predictor, None
         if head is not None and state_dict is not None:
-            own = {name.removeprefix(_HEAD): state_dict[name] for name in state_dict if name.startswith(_HEAD)}
-            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(_HEAD)}
+            own = {name.removeprefix(PREFIX): state_dict[name] for name in state_dict if name.startswith(PREFIX)}
+            state_dict = {name: tensor for name, tensor in state_dict.items() if not name.startswith(PREFIX)}
         self.loss_predictor = None
         try:
             super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)

@@ -212,8 +212,7 @@ class CheckpointingTrainer(Trainer):
         if isinstance(restored, PreTrainedModel):
             state = load_whole(type(restored), checkpoint, config=restored.config)[0].state_dict()
             if getattr(restored, "loss_predictor", None) is not None:
-                head = load_loss_predictor(checkpoint)
-                state |= {f"loss_predictor.{name}": tensor for name, tensor in head.items()}
+                state |= load_loss_predictor(checkpoint)
         else:
             state = load_file(Path(checkpoint) / "model.safetensors")
         try:

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from ..errors import InputError
+from .hard_patches import in_evaluation
 from .trainer import PixelTrainer
 
 
@@ -64,13 +65,10 @@ class Interlude(TrainerCallback):
 @contextmanager
 def _undisturbed(model: PreTrainedModel, device: torch.device) -> Iterator[None]:
     """Put back the random generators of Python, NumPy and torch, and the mode of every module."""
-    modes = [(module, module.training) for module in model.modules()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with in_evaluation(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        for module, training in modes:
-            module.training = training
