@@ -378,7 +378,7 @@ class RecipeArguments(TrainingArguments):
         f"per_device_train_batch_size. The paper's is {PAPER_BATCH_SIZE}.",
     )
     precision: Literal["auto", "bf16", "fp16", "fp32"] = HfArg(
-        default="auto", help="auto: bf16 where the hardware computes in it, else fp16 (CUDA) or fp32."
+        default="auto", help="auto: bf16 where the hardware is faster in it, else fp16 (CUDA) or fp32."
     )
     attention: Literal["auto", "sdpa", "eager"] = HfArg(
         default="auto", help="auto: eager for bf16 on a CPU, where the backward of sdpa is slow, else sdpa."
@@ -455,8 +455,8 @@ class RecipeArguments(TrainingArguments):
     def describe_speed(self) -> str:
         """Return the settings that decide the speed, and why they were chosen, as a sentence for the log."""
         precision = "bf16" if self.bf16 else "fp16" if self.fp16 else "fp32"
-        reasons = {"bf16": "hardware that computes in it", "fp16": "a GPU without bf16"}
-        reason = reasons.get(precision, "hardware without bf16 units")
+        reasons = {"bf16": "hardware that is faster in it", "fp16": "a GPU without bf16"}
+        reason = reasons.get(precision, "hardware that is not faster in bf16")
         chosen = f"chosen for {reason}" if self._is_precision_chosen else "as asked for"
         attention = "chosen for precision and device" if self.attention == "auto" else "as asked for"
         compiled = "torch.compile" if self.torch_compile else "not compiled (--torch_compile true)"

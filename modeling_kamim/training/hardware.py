@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from .matrix_speed import bf16_speedup
+
+LEAST_SPEEDUP = 1.2  # of matrix products in bf16; below it, casting costs more than they save
 
 
 @dataclass(frozen=True)
@@ -13,7 +16,7 @@ class Hardware:
 
     Args:
         device: its type as torch names it: "cuda", "mps", "xpu", ..., or "cpu".
-        bf16: whether it computes in bfloat16 without emulation.
+        bf16: whether it computes in bfloat16 without emulation, and in that faster than in float32.
     """
 
     device: str
@@ -41,7 +44,8 @@ def find_hardware(use_cpu: bool = False) -> Hardware:
     """
     accelerator = None if use_cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
     if accelerator is None:
-        return Hardware("cpu", torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+        has_units = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return Hardware("cpu", has_units and bf16_speedup() >= LEAST_SPEEDUP)
     is_cuda = accelerator.type == "cuda"
     return Hardware(accelerator.type, is_cuda and torch.cuda.is_bf16_supported(including_emulation=False))
 
@@ -49,6 +53,7 @@ def find_hardware(use_cpu: bool = False) -> Hardware:
 if __name__ == "__main__":
     hardware = find_hardware()
     print(f"device: {hardware.device}")
-    print(f"bf16 without emulation: {hardware.bf16} (so --precision auto is {hardware.precision})")
+    print(f"bf16 faster than fp32: {hardware.bf16} (so --precision auto is {hardware.precision})")
     print(f"CPU: {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads")
     print(f"AVX-512 BF16: {torch.cpu._is_avx512_bf16_supported()}, AMX: {torch.cpu._is_amx_tile_supported()}")
+    print(f"matrix products in bf16: {bf16_speedup():.2f} times as fast as in fp32")

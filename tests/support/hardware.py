@@ -12,6 +12,7 @@ class Machine:
 
     avx512_bf16: bool = False
     amx: bool = False
+    bf16_speedup: float = 0.05
     accelerator: str | None = None
     accelerator_bf16: bool = False
     precision: str = "fp32"
@@ -20,8 +21,9 @@ class Machine:
 
 MACHINES = {
     "AVX2 CPU": Machine(),
-    "AVX-512 BF16 CPU": Machine(avx512_bf16=True, precision="bf16", attention="eager"),
-    "AMX CPU": Machine(avx512_bf16=True, amx=True, precision="bf16", attention="eager"),
+    "AVX-512 BF16 CPU": Machine(avx512_bf16=True, bf16_speedup=1.8, precision="bf16", attention="eager"),
+    "slow AVX-512 BF16 CPU": Machine(avx512_bf16=True, bf16_speedup=0.6),
+    "AMX CPU": Machine(avx512_bf16=True, amx=True, bf16_speedup=5, precision="bf16", attention="eager"),
     "CUDA with bf16": Machine(amx=True, accelerator="cuda", accelerator_bf16=True, precision="bf16"),
     "CUDA without bf16": Machine(amx=True, accelerator="cuda", precision="fp16"),
     "MPS": Machine(accelerator="mps", precision="fp32"),
@@ -48,6 +50,7 @@ def pretend(monkeypatch, machine: Machine) -> None:
     answers = {
         "torch.cpu._is_avx512_bf16_supported": machine.avx512_bf16,
         "torch.cpu._is_amx_tile_supported": machine.amx,
+        "modeling_kamim.training.hardware.bf16_speedup": machine.bf16_speedup,
         "torch.accelerator.is_available": device is not None,
         "torch.accelerator.current_accelerator": device,
         "torch.cuda.is_available": is_cuda,
