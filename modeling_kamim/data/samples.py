@@ -49,6 +49,7 @@ class MaskedImageTransform:
         pixel_range: by which images of more than 8 bits are scaled; None for each image's own.
         num_channels: that the model takes.
         keypoint_channel: in which the `detector` looks; None as in `keypoint_image`.
+        jpeg_draft: decode JPEGs at a part of their size where every crop of them stays as large as `image_size`.
     """
 
     image_column: str
@@ -65,6 +66,7 @@ class MaskedImageTransform:
     pixel_range: PixelRange | None = None
     num_channels: int = 3
     keypoint_channel: int | None = None
+    jpeg_draft: bool = False
 
     def whole_image(self) -> "MaskedImageTransform":
         """Return the transform to the pixels of the whole image, without densities."""
@@ -88,7 +90,7 @@ class MaskedImageTransform:
         Raises:
             BadImageError: if the image cannot be decoded, or its stored density cannot be used.
         """
-        image = decode_image(row[self.image_column], pixel_range=self.pixel_range, num_channels=self.num_channels)
+        image = self.decode(row[self.image_column])
         view = self.draw_view(image, rng)
         pixels = view.of_image(image, self.image_size)
         mask = block_mask(self.image_size, self.mask_patch_size, self.patch_size, self.mask_ratio, rng)
@@ -104,6 +106,18 @@ class MaskedImageTransform:
         if self.order_blocks:
             sample["block_order"] = self._order(self.mask_patch_size, rng)
         return sample
+
+    def decode(self, source: dict[str, Any] | None, name: str = "") -> np.ndarray:
+        """Return the pixels from which a crop is taken, see `decode_image`."""
+        return decode_image(
+            source, name, self.pixel_range, self.num_channels, self._least_size if self.jpeg_draft else None
+        )
+
+    def _least_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size of an image at which its smallest crop has `image_size` pixels."""
+        smallest = self.random_view.smallest(height, width) if self.random_view else (height, width)
+        zooms = [side / least for side, least in zip(height_and_width(self.image_size), smallest, strict=True)]
+        return math.ceil(height * zooms[0]), math.ceil(width * zooms[1])
 
     def _order(self, side: int, rng: Random) -> torch.Tensor:
         """Return a permutation of the squares of a side in pixels."""

@@ -111,6 +111,13 @@ class RandomView:
     def _central_size(self, height: int, width: int) -> tuple[int, int]:
         return min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
 
+    def smallest(self, height: int, width: int) -> tuple[int, int]:
+        """Return a height and a width, in pixels, that no crop of an image of `height` x `width` pixels is below."""
+        area = height * width * self.min_scale
+        central_height, central_width = self._central_size(height, width)
+        least_height = min(round((area / self.ratio[1]) ** 0.5), central_height)
+        return least_height, min(round((area * self.ratio[0]) ** 0.5), central_width)
+
     def mean_size(self, height: int, width: int) -> tuple[float, float]:
         """Return the mean height and width, in pixels, of the crops of an image of `height` x `width` pixels."""
         steps = (np.arange(_MEAN_STEPS) + 0.5) / _MEAN_STEPS

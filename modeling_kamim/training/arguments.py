@@ -145,6 +145,11 @@ class KamimArguments:
     crop_min_scale: float = HfArg(default=0.67, help="Least area of the random crop, in (0, 1].")
     horizontal_flip: float = HfArg(default=0.5, help="Probability of a horizontal flip.")
     vertical_flip: float = HfArg(default=0.5, help="Probability of a vertical flip.")
+    jpeg_draft: bool = HfArg(
+        default=False,
+        help="Decode JPEGs at 1/2 to 1/8 of their size where crops stay as large as image_size: faster for photographs "
+        "of 1,000 px and more, with smoother pixels (docs/performance.md).",
+    )
 
     def __post_init__(self):
         check_ranges(self)
@@ -170,6 +175,11 @@ class KamimArguments:
             raise InputError(
                 f"keypoint_image_size is {self.keypoint_image_size}, and keypoint_source is online, which detects on "
                 f"crops of image_size {size_in_words(sides)}; leave it out, or take --keypoint_source map"
+            )
+        if self.jpeg_draft and self.needs_keypoints and self.keypoint_source == "online":
+            raise InputError(
+                "jpeg_draft is true, and keypoint_source is online, which would find other keypoints in smaller "
+                "images; take --keypoint_source map, or leave out jpeg_draft"
             )
         _check_divides("mask_patch_size", self.mask_patch_size, "image_size", self.image_size)
         _check_divides("weight_patch_size", self.weight_patch_size, "image_size", self.image_size)
@@ -272,6 +282,7 @@ class KamimArguments:
             order_blocks=self.masking == "easy_to_hard",
             num_channels=self.num_channels,
             keypoint_channel=self.keypoint_channel,
+            jpeg_draft=self.jpeg_draft,
         )
 
     def cell_weighting(self) -> CellWeighting | None:

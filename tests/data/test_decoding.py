@@ -158,6 +158,31 @@ def test_plain_jpegs_get_pillows_pixels_without_pillow(data):
         assert np.array_equal(decode(data), expected)
 
 
+@settings(max_examples=200)
+@given(jpegs(), st.sampled_from([2, 4, 8]))
+def test_reduced_jpegs_get_the_pixels_of_pillows_draft(data, factor):
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+        image.draft(None, (-(-width // factor), -(-height // factor)))
+        expected = np.asarray(image.convert("RGB"))
+    sizes = []
+
+    def least_size(height, width):
+        sizes.append((height, width))
+        return -(-height // factor), -(-width // factor)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        without_pillow(monkeypatch)
+        pixels = decode_image({"bytes": data, "path": None}, least_size=least_size)
+    assert sizes == [(height, width)]
+    assert pixels.shape[0] >= height / factor and pixels.shape[1] >= width / factor
+    if expected.shape == pixels.shape:  # below 8 pixels other factors round to the same size
+        assert np.array_equal(pixels, expected)
+    assert np.array_equal(
+        decode_image({"bytes": data, "path": None}, least_size=lambda *size: size), pillow_pixels(data)
+    )
+
+
 def test_bytes_after_the_end_of_a_jpeg_are_no_damage(monkeypatch):
     data = encode(Image.fromarray(RGB), "jpeg")
     expected = pillow_pixels(data)

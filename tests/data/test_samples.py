@@ -166,3 +166,35 @@ def test_channels_first_moves_the_channels(height, width, flip, transpose):
     planes = channels_first(pixels)
     assert planes.is_contiguous() and planes.dtype == torch.uint8
     assert np.array_equal(planes.numpy(), pixels.transpose(2, 0, 1))
+
+
+def jpeg_row(image, zoom):
+    image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    return {"image": {"bytes": cv2.imencode(".jpg", image[..., ::-1])[1].tobytes(), "path": None}}
+
+
+@pytest.mark.parametrize("image_size", [32, [32, 64]])
+@pytest.mark.parametrize("zoom", [0.5, 2, 6])
+def test_crops_of_reduced_jpegs_are_as_large_as_the_model(photographs, image_size, zoom):
+    views = RandomView(horizontal_flip=0, vertical_flip=0)
+    draft = dataclasses.replace(SIMMIM, image_size=image_size, random_view=views, jpeg_draft=True)
+    stored = jpeg_row(photographs[0], zoom)
+    image, whole = draft.decode(stored["image"]), SIMMIM.decode(stored["image"])
+    reduction = whole.shape[0] / image.shape[0]
+    assert reduction == 1 or reduction >= 1.9
+    for seed in range(20):
+        view = draft.draw_view(image, Random(seed))
+        assert reduction == 1 or (view.height >= 31 and view.width >= (31 if image_size == 32 else 63))
+    if zoom == 6:
+        assert reduction > 3
+    if zoom == 0.5:
+        assert np.array_equal(image, whole)
+
+
+def test_the_whole_of_a_reduced_jpeg_is_as_large_as_the_model(photographs):
+    draft = dataclasses.replace(SIMMIM, image_size=32, random_view=None, jpeg_draft=True)
+    stored = jpeg_row(photographs[0], 2)
+    height, width = draft.decode(stored["image"]).shape[:2]
+    assert 32 <= min(height, width) <= 40
+    whole = dataclasses.replace(draft, jpeg_draft=False)(stored, Random(0))["pixel_values"]
+    assert (draft(stored, Random(0))["pixel_values"].float() - whole.float()).abs().mean() < 12

@@ -246,3 +246,10 @@ def test_keypoints_are_detected_at_a_size_of_their_own(astronaut, image_size):
 def test_a_size_of_detection_is_for_the_map_step():
     with pytest.raises(InputError, match="keypoint_image_size is 192, and keypoint_source is online"):
         KamimArguments(image_size=64, keypoint_image_size=192, keypoint_source="online")
+
+
+def test_reduced_jpegs_are_for_the_map_step():
+    with pytest.raises(InputError, match="jpeg_draft is true, and keypoint_source is online"):
+        KamimArguments(jpeg_draft=True, keypoint_source="online")
+    assert KamimArguments(jpeg_draft=True, keypoint_source="online", weighting="none").jpeg_draft
+    assert KamimArguments(jpeg_draft=True).transform("image", 16).jpeg_draft

@@ -192,3 +192,11 @@ def test_density_of_a_view_of_any_image_is_a_density(height, width, seed):
     view = RandomView(0.3)(height, width, Random(seed))
     density = density_of(view, random_density(0), 24)
     assert np.isfinite(density).all() and density.min() >= 0 and density.max() <= 1
+
+
+@given(lengths, lengths, st.floats(0.05, 1), st.sampled_from([64, [64, 128], [200, 64]]), seeds)
+def test_no_crop_is_below_the_smallest(height, width, min_scale, size, seed):
+    random_view, rng = RandomView(min_scale, crop_ratios(size)), Random(seed)
+    least_height, least_width = random_view.smallest(height, width)
+    views = [random_view(height, width, rng) for _ in range(20)]
+    assert all(view.height >= least_height and view.width >= least_width for view in views)
