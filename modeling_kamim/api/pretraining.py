@@ -33,6 +33,7 @@ from ..objective.targets import TARGETS
 from ..privacy import public_dataset, public_name, public_settings
 from ..training.arguments import PAPER_BATCH_SIZE, KamimArguments, PretrainingArguments
 from ..training.checkpoint_page import CheckpointPage
+from ..training.compilation import settle_compilation
 from ..training.forecast import tell_duration
 from ..training.launch import check_launch
 from ..training.resume import find_checkpoint, run_settings, save_settings
@@ -123,9 +124,10 @@ def _pretrain(
     page.ask_hub(card())
 
     shown = make_samples(source, kamim_args, model.config.patch_size, processor)
-    describe_run(kamim_args, training_args, model, source.num_images)
     rule, num_images = kamim_args.selection_rule(), source.num_images
     num_selected = rule.count(num_images) if rule and num_images else num_images
+    settle_compilation(training_args, num_selected)
+    describe_run(kamim_args, training_args, model, source.num_images)
     tell_duration(model, training_args, num_selected, step_of(Path(checkpoint)) if checkpoint else 0)
 
     groups = (data_args, kamim_args, stream_args, probe_args, training_args)

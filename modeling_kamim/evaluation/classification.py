@@ -18,6 +18,7 @@ from ..data.samples import SampleDataset
 from ..errors import InputError
 from ..models.backbone import input_channels
 from ..models.processor import image_processor
+from ..training.compilation import settle_compilation
 from ..training.recipe import check_steps
 from ..training.resume import find_checkpoint
 from ..training.trainer import ClassificationTrainer
@@ -100,7 +101,9 @@ class Evaluation:
         if self.class_args.low_shot is not None:
             train = low_shot(train, self.images.label_column, self.class_args.low_shot, seed)
         if not self.class_args.recipe.is_cached:
-            check_steps(self.training_args, min(len(train), self.data_args.max_train_samples or len(train)))
+            num_images = min(len(train), self.data_args.max_train_samples or len(train))
+            check_steps(self.training_args, num_images)
+            settle_compilation(self.training_args, num_images)
         train_dataset = self.samples(train, self.data_args.max_train_samples, self.class_args.augmentation, seed)
         eval_dataset = self.samples(self.images.validation, self.data_args.max_eval_samples, "none", seed)
         output_dir = Path(self.training_args.output_dir)

@@ -24,6 +24,7 @@ from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..objective.weighting import CellWeighting
 from .batches import OnlineDensity, normalize, weigh
 from .checkpointing import StatefulCallback
+from .compilation import CompilationCost, keep_compiled_code
 from .hard_patches import HardPatches
 from .launch import largest_of_processes
 from .nonfinite import NonfiniteGuard
@@ -69,6 +70,8 @@ class PixelTrainer(PublishingTrainer):
         self._is_replanned = False
         if isinstance(self.train_dataset, SampleDataset):
             self.add_callback(_EpochCallback(self.train_dataset))
+        if self.args.torch_compile:
+            self.add_callback(CompilationCost(keep_compiled_code()))
 
     def train(self, resume_from_checkpoint: str | None = None, *args, **kwargs):
         """As `Trainer.train`; from a checkpoint that has all steps of the run nothing is trained.
