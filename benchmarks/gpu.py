@@ -55,7 +55,7 @@ def main() -> None:
             step, set_batch = build_step(args, recommended)
             batches = synthetic(args, device) if data == "synthetic" else loaded(args, device)
             images_per_second, waiting = train(step, set_batch, batches, args, device)
-            mfu = count_flops(args) / args.batch_size * images_per_second / rate
+            mfu = count_flops(args, args.model_type) / args.batch_size * images_per_second / rate
             memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
             print(
                 f"| {name} | {data} | {images_per_second:.0f} | {mfu:.2f} | {memory:.1f} | {waiting:.1%} |", flush=True

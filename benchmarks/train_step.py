@@ -5,7 +5,8 @@
 A step is forward, backward, clipping and AdamW on a batch that is already there; steps of all variants are interleaved,
 and ratios are medians over rounds. "HF" is transformers' model for masked image modeling. This package's steps begin
 with uint8 pixels and keypoint densities, and turn them into normalized pixels and weights. "recommended" is what
-`--precision auto --attention auto` choose on this machine. `--profile` prints where the time of a step goes.
+`--precision auto --attention auto` choose on this machine. For a masked autoencoder (vit_mae, 75% masked) SimMIM with
+the same encoder is timed too. `--profile` prints where the time of a step goes.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
-from transformers import SwinForMaskedImageModeling, ViTForMaskedImageModeling
+from transformers import SwinForMaskedImageModeling, ViTForMaskedImageModeling, ViTMAEForPreTraining
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_kamim import CellWeighting, KamimForMaskedImageModeling, KeypointDetector, build_config
@@ -26,13 +27,17 @@ from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.objective.density import resample_density
 from modeling_kamim.training.arguments import PretrainingArguments
 
-HF_MODELS = {"vit": ViTForMaskedImageModeling, "swin": SwinForMaskedImageModeling}
+HF_MODELS = {
+    "vit": ViTForMaskedImageModeling,
+    "swin": SwinForMaskedImageModeling,
+    "vit_mae": ViTMAEForPreTraining,
+}
 CELL = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_type", choices=("vit", "swin"), default="vit")
+    parser.add_argument("--model_type", choices=tuple(HF_MODELS), default="vit")
     parser.add_argument("--model_size", choices=("tiny", "small", "base"), default="tiny")
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--batch_size", type=int, default=16)
@@ -46,7 +51,7 @@ def main() -> None:
     batch = random_batch(args, device)
     variants = build_variants(args, recommended, batch)
     times = measure(variants, args.rounds, device)
-    report(args, variants, times, matmul_rate(device), count_flops(args))
+    report(args, variants, times, matmul_rate(device))
     if args.profile:
         for variant in variants:
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -61,21 +66,32 @@ class Variant:
     name: str
     precision: str
     attention: str
+    flops: float
     step: Callable[[], None]
 
 
 def build_variants(
     args: argparse.Namespace, recommended: PretrainingArguments, batch: dict[str, torch.Tensor]
 ) -> list[Variant]:
-    def variant(name: str, is_kamim: bool, weighted: bool, precision: str, attention: str, compiled: bool = False):
+    def variant(
+        name: str,
+        is_kamim: bool,
+        weighted: bool,
+        precision: str,
+        attention: str,
+        compiled: bool = False,
+        model_type: str = args.model_type,
+    ):
         torch.manual_seed(0)
-        config = build_config(args.model_type, args.model_size, args.image_size)
-        build = KamimForMaskedImageModeling.from_config if is_kamim else HF_MODELS[args.model_type]._from_config
+        config = build_config(model_type, args.model_size, args.image_size)
+        config.norm_pix_loss = model_type == "vit_mae"  # what vit_mae learns here; transformers' class reads this key
+        build = KamimForMaskedImageModeling.from_config if is_kamim else HF_MODELS[model_type]._from_config
         model = build(config, attn_implementation=attention).to(recommended.device).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=8e-4, weight_decay=0.05, fused=True)
         forward = torch.compile(model) if compiled else model
-        inputs = (lambda: device_work(batch, weighted)) if is_kamim else (lambda: hf_inputs(batch))
-        return Variant(name, precision, attention, Step(model, forward, optimizer, inputs, precision == "bf16"))
+        inputs = (lambda: device_work(batch, weighted)) if is_kamim else (lambda: hf_inputs(batch, model_type))
+        step = Step(model, forward, optimizer, inputs, precision == "bf16")
+        return Variant(name, precision, attention, count_flops(args, model_type), step)
 
     chosen = "bf16" if recommended.bf16 else "fp32"
     attention = recommended.attn_implementation
@@ -88,6 +104,8 @@ def build_variants(
     if chosen == "bf16":
         variants.insert(1, variant("HF", False, False, "bf16", "sdpa"))
         variants.insert(3, variant("KAMIM", True, True, "bf16", "sdpa"))
+    if args.model_type == "vit_mae":
+        variants.append(variant("SimMIM, equal encoder", True, False, chosen, attention, model_type="vit"))
     if args.compile:
         variants.append(variant("KAMIM, recommended, compiled", True, True, chosen, attention, compiled=True))
     return variants
@@ -111,9 +129,10 @@ class Step:
 
 def random_batch(args: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    size, patch = args.image_size, 16 if args.model_type == "vit" else 4
+    size, patch = args.image_size, 4 if args.model_type == "swin" else 16
     blocks = torch.rand(args.batch_size, (size // 32) ** 2, generator=generator).argsort(1).argsort(1)
-    mask = (blocks < round(0.6 * blocks.shape[1])).unflatten(1, (size // 32, size // 32))
+    mask_ratio = 0.75 if args.model_type == "vit_mae" else 0.6
+    mask = (blocks < round(mask_ratio * blocks.shape[1])).unflatten(1, (size // 32, size // 32))
     mask = mask.repeat_interleave(32 // patch, 1).repeat_interleave(32 // patch, 2).flatten(1)
     pixels = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
     grid = DensityDetector(KeypointDetector(), size).grid
@@ -129,9 +148,11 @@ def normalize(pixels: torch.Tensor) -> torch.Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def hf_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def hf_inputs(batch: dict[str, torch.Tensor], model_type: str) -> dict[str, torch.Tensor]:
     if "normalized" not in batch:
         batch["normalized"] = normalize(batch["pixel_values"])
+    if model_type == "vit_mae":  # draws its mask
+        return {"pixel_values": batch["normalized"]}
     return {"pixel_values": batch["normalized"], "bool_masked_pos": batch["bool_masked_pos"]}
 
 
@@ -176,21 +197,20 @@ def matmul_rate(device: torch.device) -> dict[str, float]:
     return rates
 
 
-def count_flops(args: argparse.Namespace) -> float:
+def count_flops(args: argparse.Namespace, model_type: str) -> float:
     """Floating point operations of the matrix products of a training step (three times those of the forward pass)."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    config = build_config(args.model_type, args.model_size, args.image_size)
+    config = build_config(model_type, args.model_size, args.image_size)
     model = KamimForMaskedImageModeling.from_config(config, attn_implementation="eager")
+    num_patches = (args.image_size // config.patch_size) ** 2
+    mask = torch.arange(num_patches)[None] < num_patches * 3 // 4  # a quarter is what vit_mae's encoder sees
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        patches = (args.image_size // config.patch_size) ** 2
-        model(torch.zeros(1, 3, args.image_size, args.image_size), torch.ones(1, patches, dtype=torch.bool))
+        model(torch.zeros(1, 3, args.image_size, args.image_size), mask)
     return 3.0 * counter.get_total_flops() * args.batch_size
 
 
-def report(
-    args: argparse.Namespace, variants: list[Variant], times: np.ndarray, rates: dict[str, float], flops: float
-) -> None:
+def report(args: argparse.Namespace, variants: list[Variant], times: np.ndarray, rates: dict[str, float]) -> None:
     print(
         f"{args.model_type}-{args.model_size}, {args.image_size} px, batch {args.batch_size}, {times.shape[1]} rounds"
     )
@@ -201,15 +221,20 @@ def report(
         seconds = np.median(own)
         print(
             f"| {variant.name} | {variant.precision} | {variant.attention} | {seconds * 1e3:.1f} | "
-            f"{args.batch_size / seconds:.1f} | {flops / seconds / rates[variant.precision]:.2f} | "
+            f"{args.batch_size / seconds:.1f} | {variant.flops / seconds / rates[variant.precision]:.2f} | "
             f"{np.median(own / times[0]):.3f} |"
         )
-    equal = next(i for i, v in enumerate(variants) if v.name == "KAMIM")
-    best = next(i for i, v in enumerate(variants) if v.name == "KAMIM, recommended")
-    print(
-        f"\nRATIO kamim_vs_hf_equal_settings={np.median(times[equal] / times[0]):.3f} "
-        f"recommended_vs_hf_default={np.median(times[0] / times[best]):.3f}"
-    )
+    own_times = {variant.name: own for variant, own in reversed(list(zip(variants, times, strict=True)))}  # fp32's
+    ratios = {
+        "kamim_vs_hf_equal_settings": np.median(own_times["KAMIM"] / times[0]),
+        "recommended_vs_hf_default": np.median(times[0] / own_times["KAMIM, recommended"]),
+    }
+    compiled, simmim = own_times.get("KAMIM, recommended, compiled"), own_times.get("SimMIM, equal encoder")
+    if compiled is not None:
+        ratios["compiled_vs_hf_default"] = np.median(times[0] / compiled)
+    if simmim is not None:
+        ratios["mae_vs_simmim_time"] = np.median(own_times["KAMIM, recommended"] / simmim)
+    print("\nRATIO " + " ".join(f"{name}={ratio:.3f}" for name, ratio in ratios.items()))
 
 
 if __name__ == "__main__":
