@@ -45,7 +45,10 @@ def main() -> None:
         for model, size in tqdm(cases, desc="models"):
             settings = {"per_device_train_batch_size": args.batch_size, "image_size": size}
             settings["model_type"], settings["model_size"] = model.split("-")
-            pairs = [(estimate(folder, settings), short_run(folder, settings, args.steps)) for _ in range(args.rounds)]
+            pairs = [
+                (estimate(folder, settings), short_run(f"{folder}/images", settings, args.steps))
+                for _ in range(args.rounds)
+            ]
             (speed, real_speed), (memory, real_memory) = (
                 [statistics.median(pair[which][number] for pair in pairs) for which in (0, 1)] for number in (0, 1)
             )
@@ -67,18 +70,18 @@ def estimate(folder: str, settings: dict[str, object]) -> tuple[float, int]:
     return found["images_per_second"], found["memory"]
 
 
-def short_run(folder: str, settings: dict[str, object], steps: int) -> tuple[float, int]:
+def short_run(images: str, settings: dict[str, object], steps: int) -> tuple[float, int]:
     """Images per second and bytes, of `kamim pretrain`."""
-    output = tempfile.mkdtemp(dir=folder)
-    once = {"max_steps": steps, "logging_steps": 1, "save_strategy": "no", "output_dir": output}
-    memory = kamim("pretrain", dataset_name=f"{folder}/images", **once, **settings)
-    state = json.loads(Path(output, "trainer_state.json").read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as output:
+        once = {"max_steps": steps, "logging_steps": 1, "save_strategy": "no", "output_dir": output}
+        memory = kamim("pretrain", dataset_name=images, **once, **settings)
+        state = json.loads(Path(output, "trainer_state.json").read_text(encoding="utf-8"))
     speeds = [entry["images_per_second"] for entry in state["log_history"] if "images_per_second" in entry]
     return statistics.median(speeds[1:]), memory
 
 
 def kamim(command: str, **options: object) -> int:
-    """Run a command, and return the largest resident set of its process, in bytes."""
+    """Run a command, and return the largest sum of the resident sets of its processes, in bytes."""
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     started = subprocess.Popen(
         [sys.executable, "-m", "modeling_kamim", command, *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -86,9 +89,10 @@ def kamim(command: str, **options: object) -> int:
     process, largest = psutil.Process(started.pid), 0
     while started.poll() is None:
         try:
-            largest = max(largest, process.memory_info().rss)
+            own = [process, *process.children(recursive=True)]
+            largest = max(largest, sum(each.memory_info().rss for each in own))
         except psutil.NoSuchProcess:
-            break
+            pass
         time.sleep(0.02)
     if started.wait():
         raise RuntimeError(f"kamim {command} {' '.join(words)} ended with status {started.returncode}")
