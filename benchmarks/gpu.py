@@ -1,12 +1,20 @@
-"""Pretraining on a GPU: images per second, MFU, memory and waiting time, with synthetic and with real data.
+"""Pretraining on a GPU, in parts of at most `--minutes`: steps beside HF's, training with data, decoding on the GPU.
 
     kamim prepare path/to/photographs path/to/prepared
-    python benchmarks/gpu.py --dataset_name path/to/prepared [--models vit-base swin-tiny] [--compile]
+    python benchmarks/gpu.py --dataset_name path/to/prepared --photographs path/to/photographs [--compile]
+    python benchmarks/gpu.py --dataset_name path/to/prepared --parts training --models swin-base
 
-"synthetic" trains on one batch that is already on the device; "data" reads the data set through the loader with
-`--num_workers` processes, repeated as often as needed, with stored FAST densities (detected first where the data set
-has none). "loader" is the input path alone. MFU is the matrix products of a step over the measured rate of large bf16
-matrix products (fp32 on a CPU without bf16). Runs on a CPU too, to try it out.
+"steps": what `train_step.py` prints, for each model: HF's step and this package's in fp32 and bf16, what weights cost,
+SimMIM beside a masked autoencoder of the same encoder, with `--compile` also compiled.
+
+"training": images per second, MFU, memory and waiting time. "synthetic" trains on one batch that is already on the
+device; "data" reads the data set through the loader with `--num_workers` processes, repeated as often as needed, with
+stored FAST densities (detected first where the data set has none). "loader" is the input path alone. MFU is the matrix
+products of a step over the measured rate of large bf16 matrix products (fp32 on a CPU where bf16 is not faster).
+
+"decode": JPEGs decoded by torchvision on the GPU (nvJPEG), and by one core.
+
+What does not fit into the minutes is named at the end; call again with it. Runs on a CPU too, to try it out.
 """
 
 import argparse
@@ -15,54 +23,130 @@ import time
 from collections.abc import Iterator
 
 import cv2
+import simplejpeg
 import torch
 from torch.utils.data import DataLoader
-from train_step import Step, count_flops, device_work, matmul_rate, random_batch
+from torchvision.io import decode_jpeg
+from train_step import (
+    Step,
+    build_variants,
+    count_flops,
+    device_work,
+    mask_ratio,
+    matmul_rate,
+    measure,
+    random_batch,
+    report,
+)
 
 from modeling_kamim import KamimForMaskedImageModeling, KeypointDetector, build_config
 from modeling_kamim.commands.endings import run
 from modeling_kamim.data.attach_density import prepare_images
-from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images
+from modeling_kamim.data.decoding import read_image
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
 from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.data.views import RandomView
 from modeling_kamim.training.arguments import PretrainingArguments
 
-MODELS = ("vit-tiny", "vit-small", "vit-base", "swin-tiny", "swin-base")
+MODELS = tuple(f"{kind}-{size}" for kind in ("vit", "vit_mae", "swin") for size in ("tiny", "small", "base"))
 WARM_UP = 5
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", help="prepared data set; the embedded photographs where not given")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--photographs", help="JPEGs to decode; dataset_name where not given")
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=("vit-base", "vit_mae-base", "swin-base"))
+    parser.add_argument("--minutes", type=float, default=8, help="begin nothing after them")
     parser.add_argument("--image_size", type=int, default=192)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=10, help="of the steps beside HF's")
     parser.add_argument("--num_workers", type=int, default=max(1, (os.cpu_count() or 2) - 1))
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    deadline = time.monotonic() + 60 * args.minutes
     recommended = PretrainingArguments(report_to="none")
+    print(f"{device_name(recommended.device)}, {recommended.describe_speed()}; {args.num_workers} loader workers")
+    left_out = []
+    for part in args.parts:
+        print(f"\n## {part}\n", flush=True)
+        for model in args.models if part != "decode" else ("",):
+            if time.monotonic() > deadline:
+                left_out.append(f"--parts {part} {model and '--models'} {model}".strip())
+                continue
+            args.model_type, _, args.model_size = model.rpartition("-")
+            PARTS[part](args, recommended)
+            if recommended.device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+    print("".join(f"\nleft out for the time: {what}" for what in left_out))
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+
+
+def steps(args: argparse.Namespace, recommended: PretrainingArguments) -> None:
+    """Print the steps of a model, beside HF's."""
+    variants = build_variants(args, recommended, random_batch(args, recommended.device))
+    times = measure(variants, args.rounds, recommended.device)
+    report(args, variants, times, matmul_rate(recommended.device))
+
+
+def training(args: argparse.Namespace, recommended: PretrainingArguments) -> None:
+    """Print the training of a model on synthetic and real data."""
     device = recommended.device
     rate = matmul_rate(device)["bf16" if recommended.bf16 else "fp32"]
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, {recommended.describe_speed()}")
-    print(f"large matrix products: {rate / 1e12:.1f} TFLOP/s; {args.num_workers} loader workers\n")
+    print(f"large matrix products: {rate / 1e12:.1f} TFLOP/s\n")
     print("| model | data | images/s | MFU | memory, GB | waiting for data |\n|---|---|---|---|---|---|")
-    for name in args.models:
-        args.model_type, args.model_size = name.split("-")
-        for data in ("synthetic", "data"):
-            step, set_batch = build_step(args, recommended)
-            batches = synthetic(args, device) if data == "synthetic" else loaded(args, device)
-            images_per_second, waiting = train(step, set_batch, batches, args, device)
-            mfu = count_flops(args, args.model_type) / args.batch_size * images_per_second / rate
-            memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
-            print(
-                f"| {name} | {data} | {images_per_second:.0f} | {mfu:.2f} | {memory:.1f} | {waiting:.1%} |", flush=True
-            )
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-    print(f"| none | loader | {loader_rate(args, device):.0f} | | | |")
+    name = f"{args.model_type}-{args.model_size}"
+    rates = {}
+    for data in ("synthetic", "data"):
+        step, set_batch = build_step(args, recommended)
+        batches = synthetic(args, device) if data == "synthetic" else loaded(args, device)
+        rates[data], waiting = train(step, set_batch, batches, args, device)
+        mfu = count_flops(args, args.model_type) / args.batch_size * rates[data] / rate
+        memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
+        print(f"| {name} | {data} | {rates[data]:.0f} | {mfu:.2f} | {memory:.1f} | {waiting:.1%} |", flush=True)
+    rates["loader"] = loader_rate(args, device)
+    print(f"| none | loader | {rates['loader']:.0f} | | | |")
+    ratios = {"data_vs_synthetic": rates["data"] / rates["synthetic"], "mfu": mfu}
+    ratios["loader_vs_synthetic"] = rates["loader"] / rates["synthetic"]
+    print("\nRATIO " + " ".join(f"{key}_{name.replace('-', '_')}={value:.3f}" for key, value in ratios.items()))
+
+
+def decode(args: argparse.Namespace, recommended: PretrainingArguments) -> None:
+    """Print how fast JPEGs are decoded on the device, a batch at a time, and by one core."""
+    dataset, _ = choose_splits(load_images(args.photographs or args.dataset_name))
+    column = find_image_column(dataset)
+    rows = subsample(keep_encoded(dataset, column), args.batch_size, seed=0)
+    jpegs = [data for row in rows if (data := read_image(row[column])).startswith(b"\xff\xd8")]
+    if not jpegs:
+        print("no JPEGs in the data set")
+        return
+    tensors = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in jpegs]
+    ways = {
+        recommended.device.type: lambda: decode_jpeg(tensors, device=recommended.device),
+        "one core": lambda: [simplejpeg.decode_jpeg(data) for data in jpegs],
+    }
+    found = {}
+    print("| decoded on | images/s |\n|---|---|")
+    for name, way in ways.items():
+        way()
+        start = time.perf_counter()
+        for _ in range(5):
+            way()
+        synchronize(recommended.device)
+        found[name] = 5 * len(jpegs) / (time.perf_counter() - start)
+        print(f"| {name} | {found[name]:.0f} |", flush=True)
+    print(f"\nRATIO decode_device_vs_core={found[recommended.device.type] / found['one core']:.2f}")
+
+
+PARTS = {"steps": steps, "training": training, "decode": decode}
 
 
 def build_step(args: argparse.Namespace, recommended: PretrainingArguments):
@@ -91,7 +175,9 @@ def loaded(args: argparse.Namespace, device: torch.device) -> Iterator[dict[str,
     needed = (args.steps + WARM_UP + 2) * args.batch_size
     dataset = dataset.select_columns([column, density.column]).select([i % len(dataset) for i in range(needed)])
     patch = build_config(args.model_type, args.model_size, args.image_size).patch_size
-    transform = MaskedImageTransform(column, args.image_size, patch, 32, 0.6, 8, RandomView(), densities=density)
+    transform = MaskedImageTransform(
+        column, args.image_size, patch, 32, mask_ratio(args.model_type), 8, RandomView(), densities=density
+    )
     loader = DataLoader(
         SampleDataset(dataset, transform, seed=0),
         batch_size=args.batch_size,

@@ -131,8 +131,7 @@ def random_batch(args: argparse.Namespace, device: torch.device) -> dict[str, to
     generator = torch.Generator().manual_seed(0)
     size, patch = args.image_size, 4 if args.model_type == "swin" else 16
     blocks = torch.rand(args.batch_size, (size // 32) ** 2, generator=generator).argsort(1).argsort(1)
-    mask_ratio = 0.75 if args.model_type == "vit_mae" else 0.6
-    mask = (blocks < round(mask_ratio * blocks.shape[1])).unflatten(1, (size // 32, size // 32))
+    mask = (blocks < round(mask_ratio(args.model_type) * blocks.shape[1])).unflatten(1, (size // 32, size // 32))
     mask = mask.repeat_interleave(32 // patch, 1).repeat_interleave(32 // patch, 2).flatten(1)
     pixels = torch.randint(0, 256, (args.batch_size, 3, size, size), dtype=torch.uint8, generator=generator)
     grid = DensityDetector(KeypointDetector(), size).grid
@@ -140,6 +139,10 @@ def random_batch(args: argparse.Namespace, device: torch.device) -> dict[str, to
     crop_box = torch.tensor([0.1, 0.95, 0.9, 0.05]).repeat(args.batch_size, 1)
     batch = {"pixel_values": pixels, "bool_masked_pos": mask, "keypoint_density": density, "crop_box": crop_box}
     return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+def mask_ratio(model_type: str) -> float:
+    return 0.75 if model_type == "vit_mae" else 0.6
 
 
 def normalize(pixels: torch.Tensor) -> torch.Tensor:
@@ -227,6 +230,7 @@ def report(args: argparse.Namespace, variants: list[Variant], times: np.ndarray,
     own_times = {variant.name: own for variant, own in reversed(list(zip(variants, times, strict=True)))}  # fp32's
     ratios = {
         "kamim_vs_hf_equal_settings": np.median(own_times["KAMIM"] / times[0]),
+        "kamim_vs_simmim": np.median(own_times["KAMIM"] / own_times["SimMIM, this package"]),
         "recommended_vs_hf_default": np.median(times[0] / own_times["KAMIM, recommended"]),
     }
     compiled, simmim = own_times.get("KAMIM, recommended, compiled"), own_times.get("SimMIM, equal encoder")
