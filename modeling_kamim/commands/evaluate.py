@@ -16,7 +16,7 @@ from ..api.scoring import run_evaluation
 from ..evaluation.report.writing import build_report, write_report
 from .endings import run
 from .parser import given_settings, parse
-from .program import show_log
+from .program import keep_freed_memory, show_log
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None, description: str = __doc__) -> None:
     data_args, class_args, training_args = parse(CLASSIFICATION_ARGUMENTS, argv, description)
     show_log(training_args.process_index)
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
     output_dir = Path(training_args.output_dir)
     if class_args.report:
         write_report(build_report([Path(folder) for folder in class_args.report]), output_dir)

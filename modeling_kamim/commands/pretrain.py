@@ -12,7 +12,7 @@ from ..api.groups import PRETRAINING_ARGUMENTS
 from ..api.pretraining import run_pretraining
 from .endings import run
 from .parser import changed, command, given_settings, parse
-from .program import show_log
+from .program import keep_freed_memory, show_log
 
 logger = logging.getLogger(__name__)
 SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_split", "image_column", "trust_data_files")
@@ -21,6 +21,8 @@ SOURCE = ("dataset_name", "dataset_config_name", "train_split", "validation_spli
 def main() -> None:
     data_args, kamim_args, stream_args, probe_args, training_args = parse(PRETRAINING_ARGUMENTS, None, __doc__)
     show_log(training_args.process_index)
+    if training_args.device.type == "cpu":
+        keep_freed_memory()
     settings = given_settings(PRETRAINING_ARGUMENTS)
     run_pretraining(data_args, kamim_args, stream_args, probe_args, training_args, settings)
     if training_args.should_save:
