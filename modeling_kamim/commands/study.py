@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = plain_parser(__doc__)
     parser.add_argument("file", type=Path, metavar="FILE.yaml", help="study file; docs/studies.md has its keys")
     parser.add_argument("--dataset_name", help="labeled images: a folder, Parquet files, or a data set of the Hub")
-    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="run these arms alone")
+    parser.add_argument("--arms", nargs="+", default=[], metavar="ARM", help="run these arms alone, in this order")
     parser.add_argument("--jobs", type=_positive(int), default=1, metavar="N", help="trainings at a time (1)")
     parser.add_argument(
         "--time_limit", type=_positive(float), metavar="MINUTES", help="save what runs and end after so many minutes"

@@ -168,7 +168,7 @@ class Study:
         for arm in arms:
             if arm not in self.arms:
                 raise InputError(f"study {self.name} has no arm {arm!r}{did_you_mean(arm, self.arms)}")
-        chosen = [arm for arm in self.arms if not arms or arm in arms]
+        chosen = list(dict.fromkeys(arms or self.arms))
         rounds = itertools.zip_longest(*(self._of_arm(arm) for arm in chosen))
         return [replicate for replicate in itertools.chain.from_iterable(rounds) if replicate is not None]
 

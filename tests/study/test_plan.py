@@ -29,6 +29,11 @@ def test_the_first_seeds_of_all_arms_come_first():
     names = [replicate.name for replicate in study().replicates()]
     assert names[:3] == ["random/seed-0", "kamim/seed-0", "simmim/seed-0"]
     assert names[3:] == ["kamim/seed-1", "simmim/seed-1", "simmim/seed-2"]
+    arms = list(study().arms)
+    assert [r.name for r in study().replicates([arms[1], arms[0], arms[1]])][:2] == [
+        f"{arms[1]}/seed-0",
+        f"{arms[0]}/seed-0",
+    ]
     assert [r.name for r in study().replicates(["simmim"])] == [f"simmim/seed-{seed}" for seed in range(3)]
 
 
