@@ -15,6 +15,7 @@ from awkward_images import LONG_NAME, photograph, write_bad_images, write_good_i
 from PIL import Image
 
 from modeling_kamim.commands import check as script
+from modeling_kamim.commands.configs import config_file
 from modeling_kamim.data.check import check_dataset
 from modeling_kamim.data.decoding import open_image
 from modeling_kamim.data.inspection import channels_and_bits
@@ -22,6 +23,7 @@ from modeling_kamim.data.loading import keep_encoded, load_images
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.errors import InputError, printable
 from modeling_kamim.objective.keypoints import KeypointDetector
+from modeling_kamim.training.hardware import Hardware
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -248,6 +250,13 @@ def test_a_model_is_tried_and_everything_is_written_as_json(monkeypatch, tmp_pat
     assert facts["weights"]["image_size"] == 32 and "Advice: " in text
     assert facts["estimate"]["epochs"] == 3 and facts["estimate"]["batch_size"] == 2
     assert f"{facts['estimate']['images_per_second']:,.1f} images/s" in text and "3 epoch(s) of 17 images" in text
+    assert "A first encoder" not in text
+
+    monkeypatch.setattr(script, "LONG", 0)
+    monkeypatch.setattr(script, "find_hardware", lambda: Hardware("cpu", False))
+    assert run(monkeypatch, tmp_path / "images", *model, *batches) == 0
+    advice = f"kamim pretrain {script.LAPTOP_CONFIG} --dataset_name {tmp_path / 'images'}"
+    assert advice in capsys.readouterr().out and config_file(Path(script.LAPTOP_CONFIG)).is_file()
 
 
 def test_stored_densities_are_checked_too(tmp_path):
