@@ -32,6 +32,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from modeling_kamim.study.records import best_layer
+
 POINTS = 10  # above random weights, in percent
 CONFIG = "kamim_vit_mae__64px.yaml"
 SIZES = "hidden_size=192,num_hidden_layers=6,num_attention_heads=3,intermediate_size=768"
@@ -145,10 +147,11 @@ def accuracy(dataset: str, checkpoint: Path) -> float:
     output_dir = checkpoint.with_name(f"{checkpoint.name}_probe")
     words = ["--protocol", "cached", "--probe_layers", "all", "--model_name_or_path", str(checkpoint)]
     kamim("evaluate", *words, "--dataset_name", dataset, "--output_dir", str(output_dir))
-    rows = json.loads((output_dir / "results.json").read_text())
-    probed = [row for row in rows if "held_out_top1" in row]
+    row = best_layer(json.loads((output_dir / "results.json").read_text())["rows"])
     shutil.rmtree(output_dir)
-    return max(probed, key=lambda row: row["held_out_top1"])["top1"]
+    if row is None:
+        raise SystemExit("the data set has too few labelled images to hold some out")
+    return row["top1"]
 
 
 def kamim(*words: str) -> None:
