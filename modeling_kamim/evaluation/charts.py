@@ -1,7 +1,6 @@
 """Charts of evaluations: confusion matrix, accuracy by depth, reconstructions of several models."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 
 import matplotlib
 import numpy as np
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ..hub.markup import plot_text
-from ..training.figures import LINE_COLORS, MARKERS, channels_note, pixels_of_mask, to_rgb
+from ..training.figures import channels_note, line_styles, pixels_of_mask, to_rgb
 
 NAMED_CLASSES = 30
 
@@ -102,10 +101,9 @@ def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], ch
     place = {name: index for index, name in enumerate(names)}
     figure = Figure(figsize=(3.5 + 0.36 * len(names), 4.0), layout="constrained")
     axis = figure.subplots()
-    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
-    for (name, (layers, accuracies)), (color, marker) in zip(series.items(), styles, strict=False):
+    for (name, (layers, accuracies)), style in zip(series.items(), line_styles(len(series)), strict=True):
         places = [place[str(layer)] for layer in layers]
-        axis.plot(places, accuracies, color=color, marker=marker, markersize=5, label=plot_text(name, 28))
+        axis.plot(places, accuracies, markersize=5, label=plot_text(name, 28), **style)
     axis.axhline(chance, color="0.35", linestyle="--", linewidth=1, label="chance")
     axis.set_xticks(
         range(len(names)), list(map(plot_text, names)), rotation=90 if max(map(len, names), default=0) > 5 else 0

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,22 +11,18 @@ from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
 from ..evaluation.density_error import NUM_PARTS
 from ..hub.markup import plot_text
 from ..objective.targets import TARGETS
-from ..training.figures import LINE_COLORS, MARKERS
+from ..training.figures import LINE_COLORS, line_styles
 from .summary import Arm, mean_and_deviation
 
 CURVES = {"probe_top1": "linear probe during the training", "knn_top1": "k-NN during the training"}
 QUARTERS = ("fewest", *(f"{place}" for place in range(2, NUM_PARTS)), "most")
 
 
-def _styles(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    styles = zip(cycle(LINE_COLORS), cycle(MARKERS), strict=False)
-    return {name: {"color": color, "marker": marker} for name, (color, marker) in zip(names, styles, strict=False)}
-
-
 def learning_figure(arms: Mapping[str, Arm]) -> Figure:
     """Draw accuracy over images seen, means over seeds; a panel for the online probe and one for nearest neighbors."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes, styles = figure.subplots(1, len(CURVES), sharex=True), _styles(list(arms))
+    axes = figure.subplots(1, len(CURVES), sharex=True)
+    styles = dict(zip(arms, line_styles(len(arms)), strict=True))
     for axis, (key, title) in zip(axes, CURVES.items(), strict=True):
         for name, arm in arms.items():
             curves = [curves[key] for curves in arm.pretraining("curves") if key in curves]
@@ -90,7 +85,8 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
     errors = {name: [found["l1"] for found in arm.reconstruction("masked_l1_by_density")] for name, arm in arms.items()}
     shown = {name: arm for name, arm in arms.items() if errors[name] and not arm.is_random}
     targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
-    figure, styles = Figure(figsize=(2.5 + 4.5 * max(1, len(targets)), 4.4), layout="constrained"), _styles(list(arms))
+    figure = Figure(figsize=(2.5 + 4.5 * max(1, len(targets)), 4.4), layout="constrained")
+    styles = dict(zip(arms, line_styles(len(arms)), strict=True))
     for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):
         for name, arm in shown.items():
             if arm.target == target:

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,19 @@ LINE_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 WEIGHT_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000, 10000)
 COLUMNS = ("original", "masked", "reconstruction", "weights")
+
+
+def line_styles(count: int) -> list[dict[str, Any]]:
+    """Return so many styles of lines: colors and markers, dashed and dotted where the colors repeat."""
+    dashes = ("-", "--", ":")
+    return [
+        {
+            "color": LINE_COLORS[place % len(LINE_COLORS)],
+            "marker": MARKERS[place % len(MARKERS)],
+            "linestyle": dashes[place // len(LINE_COLORS) % len(dashes)],
+        }
+        for place in range(count)
+    ]
 
 
 def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:

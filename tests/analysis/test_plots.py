@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 
 from modeling_kamim.analysis import plots as analysis_figures
 from modeling_kamim.evaluation.charts import confusion_figure
-from modeling_kamim.training.figures import curves_figure, reconstruction_figure
+from modeling_kamim.training.figures import curves_figure, line_styles, reconstruction_figure
 
 
 def drawn(figure):
@@ -98,3 +98,8 @@ def test_quantities_of_other_scales_have_axes_of_their_own():
     }
     accuracy = figure.axes[-1]
     assert accuracy.yaxis.get_major_formatter()(0.125).startswith("12.5")
+
+
+def test_lines_have_styles_of_their_own():
+    styles = [(style["color"], style["linestyle"]) for style in line_styles(21)]
+    assert len(set(styles)) == 21 and line_styles(9)[:7] == line_styles(7)

@@ -263,9 +263,9 @@ def used(monkeypatch):
     found = {"pretraining": set(), "probing": set()}
     for name, module in {"pretraining": transforms, "probing": augmentation}.items():
 
-        def decode(source, label="", pixel_range=None, num_channels=3, ranges=found[name]):
+        def decode(source, label="", pixel_range=None, num_channels=3, least_size=None, ranges=found[name]):
             ranges.add(pixel_range)
-            return decode_image(source, label, pixel_range, num_channels)
+            return decode_image(source, label, pixel_range, num_channels, least_size)
 
         monkeypatch.setattr(module, "decode_image", decode)
     return found
