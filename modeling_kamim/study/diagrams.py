@@ -85,7 +85,7 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
     errors = {name: [found["l1"] for found in arm.reconstruction("masked_l1_by_density")] for name, arm in arms.items()}
     shown = {name: arm for name, arm in arms.items() if errors[name] and not arm.is_random}
     targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
-    figure = Figure(figsize=(2.5 + 4.5 * max(1, len(targets)), 4.4), layout="constrained")
+    figure = Figure(figsize=(3.5 + 4.5 * max(1, len(targets)), 4.6), layout="constrained")
     styles = dict(zip(arms, line_styles(len(arms)), strict=True))
     for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):
         for name, arm in shown.items():
@@ -93,6 +93,6 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
                 axis.plot(QUARTERS, np.mean(errors[name], axis=0), label=plot_text(name), markersize=5, **styles[name])
         axis.set(title=f"target: {TARGETS[target].words}", xlabel="keypoints in the patch, by quarters")
         axis.grid(axis="y", color="0.9")
-        axis.legend(frameon=False, fontsize="small")
         axis.set_ylabel("mean absolute error of masked patches")
+    figure.legend(loc="outside right upper", frameon=False)
     return figure
