@@ -25,6 +25,7 @@ from collections.abc import Iterator
 import cv2
 import simplejpeg
 import torch
+from input_pipeline import encoded_images
 from torch.utils.data import DataLoader
 from torchvision.io import decode_jpeg
 from train_step import (
@@ -42,11 +43,11 @@ from train_step import (
 from modeling_kamim import KamimForMaskedImageModeling, KeypointDetector, build_config
 from modeling_kamim.commands.endings import run
 from modeling_kamim.data.attach_density import prepare_images
-from modeling_kamim.data.decoding import read_image
-from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
+from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images
 from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.data.views import RandomView
+from modeling_kamim.evaluation.results import device_name
 from modeling_kamim.training.arguments import PretrainingArguments
 
 MODELS = tuple(f"{kind}-{size}" for kind in ("vit", "vit_mae", "swin") for size in ("tiny", "small", "base"))
@@ -86,10 +87,6 @@ def main() -> None:
     print("".join(f"\nleft out for the time: {what}" for what in left_out))
 
 
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-
-
 def steps(args: argparse.Namespace, recommended: PretrainingArguments) -> None:
     """Print the steps of a model, beside HF's."""
     variants = build_variants(args, recommended, random_batch(args, recommended.device))
@@ -104,12 +101,13 @@ def training(args: argparse.Namespace, recommended: PretrainingArguments) -> Non
     print(f"large matrix products: {rate / 1e12:.1f} TFLOP/s\n")
     print("| model | data | images/s | MFU | memory, GB | waiting for data |\n|---|---|---|---|---|---|")
     name = f"{args.model_type}-{args.model_size}"
+    flops = count_flops(args, args.model_type) / args.batch_size
     rates = {}
     for data in ("synthetic", "data"):
         step, set_batch = build_step(args, recommended)
         batches = synthetic(args, device) if data == "synthetic" else loaded(args, device)
         rates[data], waiting = train(step, set_batch, batches, args, device)
-        mfu = count_flops(args, args.model_type) / args.batch_size * rates[data] / rate
+        mfu = flops * rates[data] / rate
         memory = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else float("nan")
         print(f"| {name} | {data} | {rates[data]:.0f} | {mfu:.2f} | {memory:.1f} | {waiting:.1%} |", flush=True)
     rates["loader"] = loader_rate(args, device)
@@ -121,10 +119,8 @@ def training(args: argparse.Namespace, recommended: PretrainingArguments) -> Non
 
 def decode(args: argparse.Namespace, recommended: PretrainingArguments) -> None:
     """Print how fast JPEGs are decoded on the device, a batch at a time, and by one core."""
-    dataset, _ = choose_splits(load_images(args.photographs or args.dataset_name))
-    column = find_image_column(dataset)
-    rows = subsample(keep_encoded(dataset, column), args.batch_size, seed=0)
-    jpegs = [data for row in rows if (data := read_image(row[column])).startswith(b"\xff\xd8")]
+    encoded = encoded_images(args.photographs or args.dataset_name, args.batch_size)
+    jpegs = [data for data in encoded if data.startswith(b"\xff\xd8")]
     if not jpegs:
         print("no JPEGs in the data set")
         return

@@ -33,6 +33,7 @@ from tqdm import tqdm
 from modeling_kamim import CellWeighting, KeypointDetector
 from modeling_kamim.commands.endings import run
 from modeling_kamim.data.attach_density import attach_keypoint_density
+from modeling_kamim.data.decoding import read_image
 from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
 from modeling_kamim.data.preparation import Preparation
 from modeling_kamim.data.samples import MaskedImageTransform, SampleDataset
@@ -56,18 +57,19 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
-    dataset, _ = choose_splits(load_images(args.dataset_name))
-    column = find_image_column(dataset)
-    dataset = subsample(keep_encoded(dataset, column).select_columns([column]), args.num_images, seed=0)
-    images = [decode_source(row[column]) for row in dataset]
+    images = encoded_images(args.dataset_name, args.num_images)
     with tempfile.TemporaryDirectory() as folder:
         pipelines = build_pipelines(images, args.image_size, Path(folder))
         times = measure(pipelines, args.rounds, len(images))
     report(times, pipelines, len(images))
 
 
-def decode_source(source: dict) -> bytes:
-    return source["bytes"] if source["bytes"] is not None else Path(source["path"]).read_bytes()
+def encoded_images(dataset_name: str | None, count: int) -> list[bytes]:
+    """Encoded images of a data set, drawn at random."""
+    dataset, _ = choose_splits(load_images(dataset_name))
+    column = find_image_column(dataset)
+    rows = subsample(keep_encoded(dataset, column).select_columns([column]), count, seed=0)
+    return [read_image(row[column]) for row in rows]
 
 
 @dataclass

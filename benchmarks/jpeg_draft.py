@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import simplejpeg
 import torch
+from input_pipeline import encoded_images
 from tqdm import tqdm
 
 from modeling_kamim import KeypointDetector
 from modeling_kamim.commands.endings import run
 from modeling_kamim.data.decoding import decode_image
-from modeling_kamim.data.loading import choose_splits, find_image_column, keep_encoded, load_images, subsample
 from modeling_kamim.data.samples import MaskedImageTransform
 from modeling_kamim.data.views import RandomView
 from modeling_kamim.objective.density import cell_density
@@ -43,10 +43,8 @@ def main() -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
 
-    dataset, _ = choose_splits(load_images(args.dataset_name))
-    column = find_image_column(dataset)
-    rows = subsample(keep_encoded(dataset, column), args.num_images, seed=0)
-    photographs = [decode_image(row[column]) for row in rows]
+    encoded = encoded_images(args.dataset_name, args.num_images)
+    photographs = [decode_image({"bytes": data, "path": None}) for data in encoded]
     full = MaskedImageTransform("image", args.image_size, 16, 32, 0.6, CELL, RandomView())
     draft = replace(full, jpeg_draft=True)
     print(f"{len(photographs)} images, {args.image_size} px, {args.rounds} rounds, one core\n")

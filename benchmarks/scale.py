@@ -13,6 +13,7 @@ import argparse
 from train_step import count_flops
 
 from modeling_kamim import build_config
+from modeling_kamim.commands.endings import run
 from modeling_kamim.models.masked_image_modeling import KamimForMaskedImageModeling
 
 DATA = {"ImageNet-1k": (1.28e6, 100), "ImageNet-22k": (14.2e6, 100), "a billion images": (1e9, 1)}
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -30,7 +30,6 @@ from ..errors import InputError
 from ..files import json_values, write_text
 from ..training.arguments import KamimArguments
 from ..training.forecast import LONG
-from ..training.hardware import find_hardware
 from ..training.trial import TrialArguments, TriedModelArguments, check_memory, try_pretraining
 from .endings import run
 from .parser import command, parse
@@ -117,7 +116,7 @@ def _estimate(
         print(f"Pretraining cannot be tried: {error}")
         return {}
     print(trial.report(len(rows), trial_args.num_train_epochs))
-    if trial.seconds(len(rows), trial_args.num_train_epochs) > LONG and find_hardware().device == "cpu":
+    if trial.seconds(len(rows), trial_args.num_train_epochs) > LONG and trial.device == "cpu":
         shorter = command("kamim", "pretrain", LAPTOP_CONFIG, dataset_name=source.dataset_name)
         print(f"A first encoder of these images in minutes, on a CPU: {shorter}")
     return {"estimate": trial.facts(len(rows), trial_args.num_train_epochs)}

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_MOST_BYTES = 2**30  # thresholds are C's int
+
 
 def program(argv: Sequence[str] | None = None) -> list[str]:
     """Return the words that start the running command in a shell: `kamim pretrain`, or `python run_mim.py`.
@@ -45,8 +48,3 @@ def keep_freed_memory() -> None:
         set_option = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
         set_option(_M_TRIM_THRESHOLD, _MOST_BYTES)
         set_option(_M_MMAP_THRESHOLD, _MOST_BYTES)
-
-
-# Of malloc.h; thresholds are C's int
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_MOST_BYTES = 2**30

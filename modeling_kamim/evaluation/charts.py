@@ -101,9 +101,10 @@ def depth_figure(series: Mapping[str, tuple[Sequence[str], Sequence[float]]], ch
     place = {name: index for index, name in enumerate(names)}
     figure = Figure(figsize=(3.5 + 0.36 * len(names), 4.0), layout="constrained")
     axis = figure.subplots()
-    for (name, (layers, accuracies)), style in zip(series.items(), line_styles(len(series)), strict=True):
+    styles = line_styles(series)
+    for name, (layers, accuracies) in series.items():
         places = [place[str(layer)] for layer in layers]
-        axis.plot(places, accuracies, markersize=5, label=plot_text(name, 28), **style)
+        axis.plot(places, accuracies, markersize=5, label=plot_text(name, 28), **styles[name])
     axis.axhline(chance, color="0.35", linestyle="--", linewidth=1, label="chance")
     axis.set_xticks(
         range(len(names)), list(map(plot_text, names)), rotation=90 if max(map(len, names), default=0) > 5 else 0

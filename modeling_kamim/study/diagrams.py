@@ -22,7 +22,7 @@ def learning_figure(arms: Mapping[str, Arm]) -> Figure:
     """Draw accuracy over images seen, means over seeds; a panel for the online probe and one for nearest neighbors."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes = figure.subplots(1, len(CURVES), sharex=True)
-    styles = dict(zip(arms, line_styles(len(arms)), strict=True))
+    styles = line_styles(arms)
     for axis, (key, title) in zip(axes, CURVES.items(), strict=True):
         for name, arm in arms.items():
             curves = [curves[key] for curves in arm.pretraining("curves") if key in curves]
@@ -86,7 +86,7 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
     shown = {name: arm for name, arm in arms.items() if errors[name] and not arm.is_random}
     targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
     figure = Figure(figsize=(3.5 + 4.5 * max(1, len(targets)), 4.6), layout="constrained")
-    styles = dict(zip(arms, line_styles(len(arms)), strict=True))
+    styles = line_styles(arms)
     for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):
         for name, arm in shown.items():
             if arm.target == target:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,17 @@ WEIGHT_TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 1000,
 COLUMNS = ("original", "masked", "reconstruction", "weights")
 
 
-def line_styles(count: int) -> list[dict[str, Any]]:
-    """Return so many styles of lines: colors and markers, dashed and dotted where the colors repeat."""
+def line_styles(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return the style of each line: color and marker, dashed and dotted where the colors repeat."""
     dashes = ("-", "--", ":")
-    return [
-        {
+    return {
+        name: {
             "color": LINE_COLORS[place % len(LINE_COLORS)],
             "marker": MARKERS[place % len(MARKERS)],
             "linestyle": dashes[place // len(LINE_COLORS) % len(dashes)],
         }
-        for place in range(count)
-    ]
+        for place, name in enumerate(names)
+    }
 
 
 def save_figure(draw: Callable[[], Figure], *files: Path, dpi: int = 100) -> bool:

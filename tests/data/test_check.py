@@ -23,7 +23,6 @@ from modeling_kamim.data.loading import keep_encoded, load_images
 from modeling_kamim.data.stored_density import DensityDetector
 from modeling_kamim.errors import InputError, printable
 from modeling_kamim.objective.keypoints import KeypointDetector
-from modeling_kamim.training.hardware import Hardware
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
@@ -253,7 +252,6 @@ def test_a_model_is_tried_and_everything_is_written_as_json(monkeypatch, tmp_pat
     assert "A first encoder" not in text
 
     monkeypatch.setattr(script, "LONG", 0)
-    monkeypatch.setattr(script, "find_hardware", lambda: Hardware("cpu", False))
     assert run(monkeypatch, tmp_path / "images", *model, *batches) == 0
     advice = f"kamim pretrain {script.LAPTOP_CONFIG} --dataset_name {tmp_path / 'images'}"
     assert advice in capsys.readouterr().out and config_file(Path(script.LAPTOP_CONFIG)).is_file()
