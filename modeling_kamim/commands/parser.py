@@ -101,7 +101,7 @@ def _public_file(file: str) -> str:
 _MOST_ITEMS = 200  # of a mapping in a YAML file
 _MOST_BYTES = 50_000  # of a YAML file
 _MOST_KEYS = 1000  # of a mapping with those that `<<` merges into it
-_MOST_MERGES = 100  # in a YAML file
+_MOST_MERGES = 500  # in a YAML file, of one mapping into another
 _MOST_LEVELS = 100  # of lists and mappings in each other
 
 
@@ -198,7 +198,8 @@ class _SettingsLoader(yaml.SafeLoader):
         return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        self.num_merges += sum(len(v.value) for k, v in node.value if k.tag == _MERGE and isinstance(v.value, list))
+        merged = [value for key, value in node.value if key.tag == _MERGE]
+        self.num_merges += sum(len(v.value) if isinstance(v, yaml.SequenceNode) else 1 for v in merged)
         if self.num_merges <= _MOST_MERGES:
             super().flatten_mapping(node)
         if self.num_merges > _MOST_MERGES or len(node.value) > _MOST_KEYS:

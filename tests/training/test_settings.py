@@ -17,7 +17,7 @@ from tiny_models import tiny_vit
 from modeling_kamim.analysis.options import AnalysisArguments
 from modeling_kamim.api.groups import CLASSIFICATION_ARGUMENTS, PREPARATION_ARGUMENTS, PRETRAINING_ARGUMENTS
 from modeling_kamim.commands import pretrain as run_mim
-from modeling_kamim.commands.parser import given_settings, parse
+from modeling_kamim.commands.parser import given_settings, parse, read_yaml
 from modeling_kamim.errors import InputError
 from modeling_kamim.limits import RANGES
 from modeling_kamim.models.processor import image_processor
@@ -318,6 +318,13 @@ def test_ordinary_merges_are_read(tmp_path):
     file.write_text("lr_scheduler_kwargs: {<<: {min_lr: 1.0e-6}}\n")
     *_, args = parse(PRETRAINING_ARGUMENTS, [str(file), "--use_cpu"])
     assert args.lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_a_file_of_many_arms_is_read(tmp_path):
+    keys = ", ".join(f"k{n}: {n}" for n in range(20))
+    file = tmp_path / "study.yaml"
+    file.write_text(f"a0: &a {{{keys}}}\n" + "".join(f"a{n}: {{<<: *a, seed: {n}}}\n" for n in range(1, 150)))
+    assert read_yaml(file)["a149"] == {**{f"k{n}": n for n in range(20)}, "seed": 149}
 
 
 # Before any work
