@@ -77,6 +77,18 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def method_name(weighting: str, drops_masked: bool) -> str:
+    """Return what a training is called: SimMIM, MAE, KAMIM, KAMIM-MAE, or KAMIM-shuffled and so on for the others.
+
+    Args:
+        weighting: a key of `WEIGHTINGS`, "none" or "predicted_loss".
+        drops_masked: whether the encoder sees no masked patches, as in MAE.
+    """
+    if weighting == "none":
+        return "MAE" if drops_masked else "SimMIM"
+    return "-".join(["KAMIM", *["MAE"] * drops_masked, *[weighting] * (weighting != "keypoint")])
+
+
 @dataclass(frozen=True)
 class CellWeighting:
     """A weighting by name with its temperature, norm and schedule: callable from density to weights.

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..evaluation.results import read_results, write_results
 from ..privacy import public_settings
+from ..training.overview import median_speed
 from ..training.resume import SETTINGS_FILE
 from .plan import Replicate, Run
 
@@ -99,18 +100,16 @@ def planned_settings(run: Run) -> dict[str, Any]:
 def read_pretraining(output_dir: Path) -> dict[str, Any]:
     """Return steps, images seen, curves, final scores and cost of a pretraining.
 
-    Curves are lists of [images seen, value]; `images_per_second` is the median of those logged.
+    Curves are lists of [images seen, value]; `images_per_second` is that of `median_speed`.
     """
     state = json.loads((output_dir / "trainer_state.json").read_text(encoding="utf-8"))
     settings = json.loads((output_dir / SETTINGS_FILE).read_text(encoding="utf-8"))
     log, per_step = state["log_history"], settings["images_per_step"]
     curves = {name: [[e["step"] * per_step, e[name]] for e in log if name in e] for name in _CURVES}
-    speeds = [entry["images_per_second"] for entry in log if "images_per_second" in entry][1:]
     clipped = [entry["clipped_steps"] for entry in log if entry.get("clipped_steps") is not None]
     scores = output_dir / "eval_results.json"
     metrics = json.loads(scores.read_text(encoding="utf-8")) if scores.is_file() else {}
-    speed = statistics.median(speeds) if speeds else None
-    images = state["global_step"] * per_step
+    images, speed = state["global_step"] * per_step, median_speed(log)
     return {
         "steps": state["global_step"],
         "images_seen": images,

@@ -29,7 +29,7 @@ from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
 from ..objective.selection_rule import SelectionRule
 from ..objective.sources.table import SOURCES, sources_in_words
-from ..objective.weighting import CellWeighting
+from ..objective.weighting import CellWeighting, method_name
 from .batches import OnlineDensity
 from .hard_patches import HardPatches
 from .hardware import Hardware, find_hardware
@@ -229,10 +229,8 @@ class KamimArguments:
 
     @property
     def method(self) -> str:
-        """Name of the method: "simmim" or "mae", "kamim", or "kamim-" and the name of a control weighting."""
-        if family_of(self.model_type).drops_masked:
-            return {"none": "mae", "keypoint": "kamim-mae"}.get(self.weighting, f"kamim-mae-{self.weighting}")
-        return {"none": "simmim", "keypoint": "kamim"}.get(self.weighting, f"kamim-{self.weighting}")
+        """Name of the method in lower case, see `method_name`."""
+        return method_name(self.weighting, family_of(self.model_type).drops_masked).lower()
 
     def model_config(self, **settings: Any) -> PreTrainedConfig:
         """Return the config of the model that these arguments describe, with further keys.

@@ -11,6 +11,7 @@ import torch
 from ..models.masked_image_modeling import KamimForMaskedImageModeling
 from ..models.sizes import image_sides, patch_grid
 from .arguments import PretrainingArguments
+from .hard_patches import predicted_losses
 from .recipe import num_steps
 
 logger = logging.getLogger(__name__)
@@ -48,16 +49,20 @@ def seconds_per_image(
 ) -> float:
     """Return the seconds that a forward and a backward pass take for each image; measured on noise.
 
+    Where the loss predictor chooses weights or masks, its look at the whole images is counted too.
     The model, its gradients and the random numbers of torch stay as they are.
     """
     config = model.config
     num_patches = math.prod(patch_grid(config))
+    chosen = {(getattr(config, "kamim", None) or {}).get(key) for key in ("weighting", "masking")}
     with torch.random.fork_rng(devices=[]):
         pixels = torch.randn(_NUM_IMAGES, config.num_channels, *image_sides(config))
         mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
 
         def step() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                if chosen & {"predicted_loss", "easy_to_hard"}:
+                    predicted_losses(model, pixels)
                 loss = model(pixel_values=pixels, bool_masked_pos=mask).loss
             loss.backward()
             model.zero_grad()

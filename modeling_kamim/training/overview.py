@@ -4,11 +4,12 @@ import json
 import re
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..objective.weighting import method_name
 from .resume import SETTINGS_FILE
 from .run_directory import PAGE_FILES, RUN_FILE, checkpoints, is_own, is_running, left_by_others
 
@@ -38,13 +39,11 @@ class PretrainingRun:
 
     @property
     def method(self) -> str:
-        """SimMIM, MAE, KAMIM, or the weighting of a control, and the architecture."""
+        """See `method_name`, and the architecture."""
         weighting, family = self.settings.get("weighting"), self.settings.get("model_type")
         if weighting is None:
             return "?"
-        plain = "MAE" if family == "vit_mae" else "SimMIM"
-        name = {"none": plain, "keypoint": "KAMIM"}.get(weighting, f"{weighting} weights")
-        return f"{name}, {family} {self.settings.get('model_size')}"
+        return f"{method_name(weighting, family == 'vit_mae')}, {family} {self.settings.get('model_size')}"
 
     @property
     def images_seen(self) -> int:
@@ -53,9 +52,8 @@ class PretrainingRun:
 
     @property
     def images_per_second(self) -> float | None:
-        """Median of what was logged; None where nothing was."""
-        speeds = [entry["images_per_second"] for entry in self.log if entry.get("images_per_second") is not None]
-        return statistics.median(speeds) if speeds else None
+        """See `median_speed`."""
+        return median_speed(self.log)
 
     def last(self, key: str) -> float | None:
         """Return the last value of a key in the log, such as probe_top1; None where there is none."""
@@ -72,6 +70,12 @@ class PretrainingRun:
             words += [f"--{key}", "path/to/images" if key == "dataset_name" else "YOUR_OWN"]
         words += ["--output_dir", str(self.output_dir)]
         return shlex.join([*words, *(["--resume_from_checkpoint", "auto"] if self.state == "stopped" else [])])
+
+
+def median_speed(log: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the median of the images per second logged, but for the first; None where none was."""
+    speeds = [entry["images_per_second"] for entry in log if entry.get("images_per_second") is not None]
+    return statistics.median(speeds[1:] or speeds) if speeds else None
 
 
 def pretrainings(folder: Path) -> Iterator[PretrainingRun]:

@@ -73,7 +73,7 @@ def test_a_control_on_another_family_and_a_run_without_a_checkpoint(pretrain, tm
     for name in ("settings.yaml", "kamim_run.json"):
         (tmp_path / "c" / name).write_bytes((tmp_path / "deep" / "b" / name).read_bytes())
     text = overview(capsys, monkeypatch, tmp_path)
-    assert "shuffled weights, vit tiny" in text and "nothing saved" in text
+    assert "KAMIM-shuffled, vit tiny" in text and "nothing saved" in text
     assert "--resume_from_checkpoint" not in text.split("To go on:")[1]
 
 

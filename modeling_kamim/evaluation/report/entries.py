@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from ...hub.markup import MISSING
 from ...objective.targets import TARGETS
+from ...objective.weighting import method_name
 from ..protocols import PROBED_BLOCK, PROTOCOLS
 from ..results import AVERAGED, MEASURED, is_number
 from .paper import ARCHITECTURES, PAPER_DATA_SETS, PAPER_IMAGE_SIZE, PAPER_KAMIM, PAPER_MASK, Key
@@ -70,9 +71,7 @@ class Entry:
         weighting = self.kamim.get("weighting")
         if weighting is None:
             return "none" if self.origin.get("checkpoint") is None else MISSING
-        if "mae" in _show(self.kamim.get("method")).split("-"):
-            return {"none": "MAE", "keypoint": "KAMIM-MAE"}.get(_show(weighting), f"KAMIM-MAE-{_show(weighting)}")
-        return {"none": "SimMIM", "keypoint": "KAMIM"}.get(_show(weighting), f"KAMIM-{_show(weighting)}")
+        return method_name(_show(weighting), "mae" in _show(self.kamim.get("method")).split("-"))
 
     @property
     def detector(self) -> str:
