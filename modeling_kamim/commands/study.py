@@ -6,7 +6,7 @@ kamim study configs/studies/imagenette_64px_laptop.yaml --report
 kamim study configs/studies/imagenette_vit_small.yaml --dataset_name path/to/imagenette224 --trial 20
 kamim study configs/studies/paper_table4.yaml --arms fast sift --launcher "accelerate launch"
 
-It runs what is missing, and goes on where it was stopped: Ctrl-C and --time_limit save the running trainings.
+It runs what is missing, and goes on where it was stopped: Ctrl-C, SIGTERM and --time_limit save the running trainings.
 """
 
 import argparse

@@ -3,12 +3,14 @@
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 1.0
 _PROGRESS = re.compile(rb"(\d+)/(\d+) \[")  # of tqdm
 _TAIL_BYTES = 4096
+_SIGNALS = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _STOPPED = -1  # in place of an exit status: the study was stopped
 
 
@@ -57,6 +60,7 @@ class Execution:
         self.records = {replicate.name: Record(study.results_dir, replicate) for replicate in replicates}
         self.board = Board(self.records)
         self._stop = threading.Event()
+        self._received: int | None = None  # a signal
         self._deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
         self._meter = EnergyMeter() if limits.jobs == 1 else None  # of several at a time nobody could tell the shares
 
@@ -68,11 +72,33 @@ class Execution:
             InputError: if runs failed.
         """
         open_ones = [record for record in self.records.values() if record.missing]
-        if open_ones and self.study.preparation is not None:
-            self._work([partial(self._prepare, self.study.preparation)])
-        self._work([partial(self._complete, record) for record in open_ones])
+        with self._stopping_on_signals():
+            if open_ones and self.study.preparation is not None:
+                self._work([partial(self._prepare, self.study.preparation)])
+            self._work([partial(self._complete, record) for record in open_ones])
         if any(record.missing for record in open_ones):
+            if self._received is not None:
+                name = signal.Signals(self._received).name
+                raise StoppedError(f"stopped by {name}; the same command goes on", status=128 + self._received)
             raise StoppedError("the time is up; the same command goes on", status=0)
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """Save what runs on SIGTERM, and on SIGHUP where it is not ignored; by default they would leave it behind."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, self._receive) for number in heard}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+    def _receive(self, number: int, frame: object) -> None:
+        self._received = number
+        self._stop.set()
 
     def _work(self, tasks: Sequence[Callable[[], None]]) -> None:
         """Call the tasks, `jobs` at a time, and watch the clock; raise InputError if some fail."""

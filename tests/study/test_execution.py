@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -141,6 +144,30 @@ def test_the_time_limit_stops_in_order_and_the_next_call_goes_on(plan, execute, 
     assert "pretraining" in Record(study.results_dir, study.replicates()[0]).missing
     execute(study, jobs=jobs)
     assert calls(study, "a") == 2 and Record(study.results_dir, study.replicates()[1]).missing == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_signal_leaves_no_training_behind(plan, execute, number, jobs):
+    study = plan()
+    handler = signal.getsignal(number)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(StoppedError, match=f"stopped by {number.name}; the same command goes on") as error:
+        execute(study, lasts=60, jobs=jobs)
+    assert error.value.status == 128 + number and signal.getsignal(number) is handler
+    assert calls(study, "a") == 1 and calls(study, "b") == jobs - 1
+    execute(study, jobs=jobs)
+    assert not any(Record(study.results_dir, replicate).missing for replicate in study.replicates())
+
+
+def test_an_ignored_signal_stays_ignored(plan, execute):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        execute(plan(), lasts=1.0)
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_running(plan, execute):
