@@ -128,7 +128,8 @@ def _pretrain(
     num_selected = rule.count(num_images) if rule and num_images else num_images
     settle_compilation(training_args, num_selected)
     describe_run(kamim_args, training_args, model, source.num_images)
-    tell_duration(model, training_args, num_selected, step_of(Path(checkpoint)) if checkpoint else 0)
+    first_step = step_of(Path(checkpoint)) if checkpoint else 0
+    tell_duration(model, training_args, num_selected, first_step, kamim_args.hard_patches() is not None)
 
     groups = (data_args, kamim_args, stream_args, probe_args, training_args)
     compared = run_settings(*groups, num_train_images=source.num_images, **weights_of_source(kamim_args))

@@ -81,12 +81,13 @@ def method_name(weighting: str, drops_masked: bool) -> str:
     """Return what a training is called: SimMIM, MAE, KAMIM, KAMIM-MAE, or KAMIM-shuffled and so on for the others.
 
     Args:
-        weighting: a key of `WEIGHTINGS`, "none" or "predicted_loss".
+        weighting: a key of `WEIGHTINGS`, or "none".
         drops_masked: whether the encoder sees no masked patches, as in MAE.
     """
     if weighting == "none":
         return "MAE" if drops_masked else "SimMIM"
-    return "-".join(["KAMIM", *["MAE"] * drops_masked, *[weighting] * (weighting != "keypoint")])
+    name = "KAMIM-MAE" if drops_masked else "KAMIM"
+    return name if weighting == "keypoint" else f"{name}-{weighting}"
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from ..errors import InputError, StoppedError
+from ..training.signals import handling
 from .energy import EnergyMeter
 from .plan import Replicate, Run, Study
 from .progress import Board
@@ -72,7 +72,9 @@ class Execution:
             InputError: if runs failed.
         """
         open_ones = [record for record in self.records.values() if record.missing]
-        with self._stopping_on_signals():
+        # Unheard, a signal leaves what runs behind. Where SIGHUP is ignored, as by nohup, it stays so.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        with handling(heard, self._receive):
             if open_ones and self.study.preparation is not None:
                 self._work([partial(self._prepare, self.study.preparation)])
             self._work([partial(self._complete, record) for record in open_ones])
@@ -81,20 +83,6 @@ class Execution:
                 name = signal.Signals(self._received).name
                 raise StoppedError(f"stopped by {name}; the same command goes on", status=128 + self._received)
             raise StoppedError("the time is up; the same command goes on", status=0)
-
-    @contextmanager
-    def _stopping_on_signals(self) -> Iterator[None]:
-        """Save what runs on SIGTERM, and on SIGHUP where it is not ignored; by default they would leave it behind."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        before = {number: signal.signal(number, self._receive) for number in heard}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
 
     def _receive(self, number: int, frame: object) -> None:
         self._received = number

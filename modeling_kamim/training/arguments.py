@@ -198,8 +198,7 @@ class KamimArguments:
 
     def _set_loss_predictor(self, stride: int) -> None:
         rule = self.selection_rule()
-        is_needed = self.weighting == "predicted_loss" or self.masking == "easy_to_hard"
-        self.loss_predictor |= is_needed or (rule is not None and rule.name != "random")
+        self.loss_predictor |= self.hard_patches() is not None or (rule is not None and rule.name != "random")
         if self.loss_predictor and self.mask_patch_size % stride:
             raise InputError(
                 f"mask_patch_size is {self.mask_patch_size}, and the loss predictor tells patches of {stride} px "

@@ -21,7 +21,11 @@ _NUM_IMAGES = 2  # in a timed step: few, so that the largest model takes a secon
 
 
 def tell_duration(
-    model: KamimForMaskedImageModeling, args: PretrainingArguments, num_images: int | None, first_step: int = 0
+    model: KamimForMaskedImageModeling,
+    args: PretrainingArguments,
+    num_images: int | None,
+    first_step: int = 0,
+    looks_ahead: bool = False,
 ) -> None:
     """Log how long a training on a CPU will take, and where that is long the command of a small one.
 
@@ -30,11 +34,12 @@ def tell_duration(
         args: of the training.
         num_images: in the training set; None for a stream, whose steps are `args.max_steps`.
         first_step: steps that are done already.
+        looks_ahead: whether the loss predictor chooses weights or masks, see `HardPatches`.
     """
     if args.device.type != "cpu" or args.process_index > 0:
         return
     steps = max(0, num_steps(args, num_images or 0) - first_step)
-    per_image = seconds_per_image(model, args.bf16)
+    per_image = seconds_per_image(model, args.bf16, looks_ahead)
     seconds = steps * args.total_batch_size / args.world_size * per_image
     told = f"{steps:,} steps of {args.total_batch_size:,} images take about {in_words(seconds)} on this CPU"
     if seconds < LONG:
@@ -45,23 +50,27 @@ def tell_duration(
 
 @torch.enable_grad()
 def seconds_per_image(
-    model: KamimForMaskedImageModeling, bf16: bool, clock: Callable[[], float] = time.perf_counter
+    model: KamimForMaskedImageModeling,
+    bf16: bool,
+    looks_ahead: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Return the seconds that a forward and a backward pass take for each image; measured on noise.
 
-    Where the loss predictor chooses weights or masks, its look at the whole images is counted too.
     The model, its gradients and the random numbers of torch stay as they are.
+
+    Args:
+        looks_ahead: whether the loss predictor looks at the whole images before each step.
     """
     config = model.config
     num_patches = math.prod(patch_grid(config))
-    chosen = {(getattr(config, "kamim", None) or {}).get(key) for key in ("weighting", "masking")}
     with torch.random.fork_rng(devices=[]):
         pixels = torch.randn(_NUM_IMAGES, config.num_channels, *image_sides(config))
         mask = torch.arange(num_patches).expand(_NUM_IMAGES, -1) % 2 == 0
 
         def step() -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                if chosen & {"predicted_loss", "easy_to_hard"}:
+                if looks_ahead:
                     predicted_losses(model, pixels)
                 loss = model(pixel_values=pixels, bool_masked_pos=mask).loss
             loss.backward()

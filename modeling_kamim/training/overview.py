@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..models.families import FAMILIES
 from ..objective.weighting import method_name
 from .resume import SETTINGS_FILE
 from .run_directory import PAGE_FILES, RUN_FILE, checkpoints, is_own, is_running, left_by_others
@@ -43,7 +44,8 @@ class PretrainingRun:
         weighting, family = self.settings.get("weighting"), self.settings.get("model_type")
         if weighting is None:
             return "?"
-        return f"{method_name(weighting, family == 'vit_mae')}, {family} {self.settings.get('model_size')}"
+        drops_masked = family in FAMILIES and FAMILIES[family].drops_masked
+        return f"{method_name(weighting, drops_masked)}, {family} {self.settings.get('model_size')}"
 
     @property
     def images_seen(self) -> int:

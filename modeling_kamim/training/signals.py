@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,23 @@ def resume_command(command: Sequence[str], checkpoint: str | None = "auto") -> s
     return without_tokens(shlex.join([*kept, "--resume_from_checkpoint", checkpoint]))
 
 
+@contextmanager
+def handling(numbers: Iterable[int], handler: Callable[[int, Any], object]) -> Iterator[dict[int, Any]]:
+    """Handle signals this way inside the block, and as before behind it; Python allows it in the main thread alone.
+
+    Gives the handlers to put back; empty in other threads. What is added to it is put back too.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield {}
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield before
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)
+
+
 class StopOnSignal(TrainerCallback):
     """On SIGTERM or Ctrl-C, save a checkpoint after the running step and end the training; a second ends it at once.
 
@@ -50,15 +67,10 @@ class StopOnSignal(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Handle signals this way inside the block; in other threads than the main one Python does not allow it."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
-            yield
+            with handling(SIGNALS, self._handle) as self._before:
+                yield
         finally:
-            for number, handler in self._before.items():
-                signal.signal(number, handler or signal.SIG_DFL)
             self._before = {}
 
     def _handle(self, number: int, frame: object) -> None:

@@ -29,22 +29,21 @@ def test_timing_leaves_model_and_random_numbers_as_they_are(config, bf16):
 
 
 @pytest.mark.parametrize(
-    ("objective", "passes"),
-    [({}, 1), ({"masking": "random"}, 1), ({"masking": "easy_to_hard"}, 2), ({"weighting": "predicted_loss"}, 2)],
+    ("words", "passes"),
+    [("", 1), ("--loss_predictor true", 1), ("--masking easy_to_hard", 2), ("--weighting predicted_loss", 2)],
 )
-def test_a_look_of_the_loss_predictor_is_timed(objective, passes):
-    config = tiny_vit()
-    config.kamim = objective
-    model = KamimForMaskedImageModeling.from_config(config)
+def test_a_look_of_the_loss_predictor_is_timed(words, passes):
+    kamim_args = next(group for group in parse(PRETRAINING_ARGUMENTS, words.split()) if hasattr(group, "hard_patches"))
+    model = KamimForMaskedImageModeling.from_config(tiny_vit())
     model.add_loss_predictor()
     calls = []
     model.register_forward_hook(lambda *args: calls.append(torch.is_grad_enabled()))
-    seconds_per_image(model, bf16=False)
+    seconds_per_image(model, bf16=False, looks_ahead=kamim_args.hard_patches() is not None)
     assert calls == [*[False] * (passes - 1), True] * 2  # a first step that is not timed
 
 
 def told(monkeypatch, caplog, args, per_image, *more):
-    monkeypatch.setattr("modeling_kamim.training.forecast.seconds_per_image", lambda model, bf16: per_image)
+    monkeypatch.setattr("modeling_kamim.training.forecast.seconds_per_image", lambda *args: per_image)
     caplog.clear()
     with caplog.at_level(logging.INFO):
         tell_duration(None, args, *more)
