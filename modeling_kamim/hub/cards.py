@@ -20,6 +20,7 @@ from ..models.sizes import image_sides, image_size_of
 from ..objective.masking import num_masked_blocks
 from ..objective.sources.table import SOURCES
 from ..objective.targets import TARGETS
+from ..objective.weighting import needs_keypoints
 from ..privacy import HUB_ID, public_name
 from .markup import MISSING, markdown, one_line
 
@@ -88,7 +89,7 @@ def pretraining_card(
         num_blocks=num_blocks,
         num_masked=num_masked_blocks(num_blocks, config.kamim["mask_ratio"]),
         target=TARGETS[config.kamim.get("target") or "pixels"].words,
-        is_kamim=weighting not in ("none", "predicted_loss"),
+        is_kamim=needs_keypoints(weighting),
         selection=_selection(config.kamim),
         kamim=config.kamim,
         source=SOURCES[config.kamim.get("keypoint_detector", "fast")],

@@ -77,6 +77,11 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def needs_keypoints(weighting: str) -> bool:
+    """Return whether a weighting, or "none", is made of the densities of keypoints."""
+    return weighting not in ("none", "predicted_loss")
+
+
 def method_name(weighting: str, drops_masked: bool) -> str:
     """Return what a training is called: SimMIM, MAE, KAMIM, KAMIM-MAE, or KAMIM-shuffled and so on for the others.
 

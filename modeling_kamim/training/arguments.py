@@ -29,7 +29,7 @@ from ..objective.keypoints import KeypointDetector, detector_parameters
 from ..objective.masking import num_masked_blocks
 from ..objective.selection_rule import SelectionRule
 from ..objective.sources.table import SOURCES, sources_in_words
-from ..objective.weighting import CellWeighting, method_name
+from ..objective.weighting import CellWeighting, method_name, needs_keypoints
 from .batches import OnlineDensity
 from .hard_patches import HardPatches
 from .hardware import Hardware, find_hardware
@@ -224,7 +224,7 @@ class KamimArguments:
     @property
     def needs_keypoints(self) -> bool:
         """Whether the weights are made of the densities of keypoints."""
-        return self.weighting not in ("none", "predicted_loss")
+        return needs_keypoints(self.weighting)
 
     @property
     def method(self) -> str:
