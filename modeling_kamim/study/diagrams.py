@@ -1,9 +1,11 @@
 """Pictures of a study: accuracy over images seen, accuracy of each arm, error by keypoint density."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -15,6 +17,9 @@ from ..training.figures import LINE_COLORS, line_styles
 from .summary import Arm, mean_and_deviation
 
 CURVES = {"probe_top1": "linear probe during the training", "knn_top1": "k-NN during the training"}
+NUM_NAMED = 8  # curves of a panel that have a color and a name
+OTHERS = "other arms"
+Curve = tuple[Sequence[Any], Sequence[float]]
 QUARTERS = ("fewest", *(f"{place}" for place in range(2, NUM_PARTS)), "most")
 
 
@@ -22,24 +27,42 @@ def learning_figure(arms: Mapping[str, Arm]) -> Figure:
     """Draw accuracy over images seen, means over seeds; a panel for the online probe and one for nearest neighbors."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes = figure.subplots(1, len(CURVES), sharex=True)
-    styles = line_styles(arms)
-    for axis, (key, title) in zip(axes, CURVES.items(), strict=True):
-        for name, arm in arms.items():
-            curves = [curves[key] for curves in arm.pretraining("curves") if key in curves]
-            if curves:
-                images, values = _mean_curve(curves)
-                axis.plot(images, values, label=plot_text(name), markersize=4, **styles[name])
+    panels = [(axis, _learning_curves(arms, key)) for axis, key in zip(axes, CURVES, strict=True)]
+    _draw_curves(figure, panels, arms)
+    for axis, title in zip(axes, CURVES.values(), strict=True):
         axis.set(title=title, xlabel="images seen")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
         axis.grid(color="0.9")
     axes[0].set_ylabel("top-1 accuracy")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", frameon=False)
     return figure
 
 
-def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> tuple[list[float], list[float]]:
+def _draw_curves(figure: Figure, panels: Sequence[tuple[Axes, Mapping[str, Curve]]], names: Iterable[str]) -> None:
+    """Draw the curves of arms into panels: the first of each in colors and with names, all others thin and gray.
+
+    Args:
+        names: of all arms, in the order of the legend.
+    """
+    named = {name for _, curves in panels for name in list(curves)[:NUM_NAMED]}
+    styles = line_styles(name for name in names if name in named)
+    handles: dict[str, Artist] = {}
+    for axis, curves in panels:
+        for name, curve in curves.items():
+            if name in styles:
+                (handles[plot_text(name)],) = axis.plot(*curve, markersize=4, **styles[name])
+            else:
+                (handles[OTHERS],) = axis.plot(*curve, color="0.8", linewidth=1, zorder=1)
+    shown = [plot_text(name) for name in styles] + [OTHERS] * (OTHERS in handles)
+    figure.legend([handles[name] for name in shown], shown, loc="outside right upper", frameon=False)
+
+
+def _learning_curves(arms: Mapping[str, Arm], key: str) -> dict[str, Curve]:
+    found = {name: [curves[key] for curves in arm.pretraining("curves") if key in curves] for name, arm in arms.items()}
+    return {name: _mean_curve(curves) for name, curves in found.items() if curves}
+
+
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> Curve:
     """Return images seen and the mean over seeds, at the points that all seeds have."""
     points: list[dict[float, float]] = [{images: value for images, value in curve} for curve in curves]
     shared = sorted(set.intersection(*(set(curve) for curve in points)))
@@ -86,13 +109,15 @@ def density_figure(arms: Mapping[str, Arm]) -> Figure:
     shown = {name: arm for name, arm in arms.items() if errors[name] and not arm.is_random}
     targets = [target for target in TARGETS if any(arm.target == target for arm in shown.values())]
     figure = Figure(figsize=(3.5 + 4.5 * max(1, len(targets)), 4.6), layout="constrained")
-    styles = line_styles(arms)
-    for axis, target in zip(np.atleast_1d(figure.subplots(1, max(1, len(targets)))), targets, strict=False):
-        for name, arm in shown.items():
-            if arm.target == target:
-                axis.plot(QUARTERS, np.mean(errors[name], axis=0), label=plot_text(name), markersize=5, **styles[name])
+    axes = np.atleast_1d(figure.subplots(1, max(1, len(targets))))
+    panels = []
+    for axis, target in zip(axes, targets, strict=False):
+        curves = {
+            name: (QUARTERS, np.mean(errors[name], axis=0)) for name, arm in shown.items() if arm.target == target
+        }
+        panels.append((axis, curves))
         axis.set(title=f"target: {TARGETS[target].words}", xlabel="keypoints in the patch, by quarters")
         axis.grid(axis="y", color="0.9")
         axis.set_ylabel("mean absolute error of masked patches")
-    figure.legend(loc="outside right upper", frameon=False)
+    _draw_curves(figure, panels, arms)
     return figure

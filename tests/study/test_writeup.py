@@ -3,11 +3,13 @@
 import json
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from modeling_kamim.errors import InputError
 from modeling_kamim.evaluation.metrics import pack_hits
 from modeling_kamim.study import writeup
+from modeling_kamim.study.diagrams import NUM_NAMED, _draw_curves
 from modeling_kamim.study.plan import Study
 from modeling_kamim.study.records import Record
 from modeling_kamim.study.writeup import write_report
@@ -109,3 +111,19 @@ def test_a_study_without_runs_has_a_report(tmp_path):
     found = Study.read("mine", {**KEYS, "results_dir": str(tmp_path)})
     text = write_report(found, [Record(tmp_path, replicate) for replicate in found.replicates()]).read_text()
     assert "Nothing has been run yet." in text
+
+
+def test_of_many_curves_the_first_have_names_and_a_legend_that_fits():
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    names = [f"arm_{place}" for place in range(30)]
+    panels = [
+        (axis, {name: ([0, 1], [0.0, 0.1 * place]) for place, name in enumerate(shown)})
+        for axis, shown in zip(figure.subplots(1, 2), (names[20:22], names[:20] + names[22:]), strict=True)
+    ]
+    _draw_curves(figure, panels, names)
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == [*names[:NUM_NAMED], "arm_20", "arm_21", "other arms"]  # two panels, each with its first ones
+    figure.draw_without_rendering()
+    extent = legend.get_window_extent()
+    assert figure.bbox.contains(extent.x0, extent.y0) and figure.bbox.contains(extent.x1, extent.y1)
