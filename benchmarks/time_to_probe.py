@@ -7,10 +7,11 @@
 Each contender starts from nothing (no prepared data, no caches) in turns with the others, and saves checkpoints while
 it trains. Then `kamim evaluate --protocol cached --probe_layers all` scores them, and bisection finds the first that is
 good enough; the time of a checkpoint is when it was written. All have an encoder of 3M parameters, images of 64 px and
-patches of 8 px.
+patches of 8 px; ours are trained to the end of their recipe.
 
     kamim_mae    configs/laptop/kamim_vit_mae__64px.yaml
     mae          the same without weights
+    mae_small    the same without weights, in batches of 32, for half the images
     hf_simmim    transformers' run_mim.py with its own defaults, its sizes alone given
     hf_mae       transformers' run_mae.py by the recipe of its page
 
@@ -36,6 +37,9 @@ from modeling_kamim.study.records import best_layer
 
 POINTS = 10  # above random weights, in percent
 CONFIG = "kamim_vit_mae__64px.yaml"
+OURS = ("kamim_mae", "mae", "mae_small")
+HF_BATCH = 8  # transformers' default
+SAVED = "0.04"  # share of a training between two checkpoints
 SIZES = "hidden_size=192,num_hidden_layers=6,num_attention_heads=3,intermediate_size=768"
 DECODER = "decoder_hidden_size=192,decoder_num_hidden_layers=2,decoder_num_attention_heads=3,"
 DECODER += "decoder_intermediate_size=768"
@@ -52,7 +56,7 @@ def main() -> None:
     parser.add_argument("--dataset_name", required=True, help="folder of Parquet files or images, with labels")
     parser.add_argument("--minutes", type=float, default=30, help="longest training of a contender")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--max_steps", type=int, default=1500, help="steps of 128 images, and as many images for all")
+    parser.add_argument("--hf_images", type=int, default=192_000, help="that transformers' two are planned for")
     parser.add_argument("--hf_examples", type=Path, help="folder with transformers' run_mim.py and run_mae.py")
     parser.add_argument("--hf_python", default=sys.executable, help="Python of an environment that they run in")
     args = parser.parse_args()
@@ -73,13 +77,14 @@ def main() -> None:
 def contenders(args: argparse.Namespace, output_dir: Path) -> dict[str, list[str]]:
     """Return the command of each contender."""
     data = ["--dataset_name", args.dataset_name, "--output_dir", str(output_dir)]
-    steps = [*data, "--max_steps", str(args.max_steps), "--save_steps", "100", "--save_total_limit", "0"]
-    kamim = [sys.executable, "-m", "modeling_kamim", "pretrain", CONFIG, *steps, "--disable_tqdm", "true"]
-    commands = {"kamim_mae": kamim, "mae": [*kamim, "--weighting", "none"]}
+    ours = [*data, "--save_steps", SAVED, "--save_total_limit", "0", "--disable_tqdm", "true"]
+    kamim = [sys.executable, "-m", "modeling_kamim", "pretrain", CONFIG, *ours]
+    plain = [*kamim, "--weighting", "none"]
+    small = ["--per_device_train_batch_size", "32", "--learning_rate", "5e-4", "--max_steps", "3000"]
+    commands = {"kamim_mae": kamim, "mae": plain, "mae_small": [*plain, *small]}
     if args.hf_examples is None:
         return commands
-    batch = 8  # transformers' default
-    every = ["--max_steps", str(args.max_steps * 128 // batch), "--save_steps", str(100 * 128 // batch)]
+    every = ["--max_steps", str(args.hf_images // HF_BATCH), "--save_steps", SAVED]
     own = [*data, *every, "--do_train", "--remove_unused_columns", "False", "--disable_tqdm", "True"]
     own += ["--report_to", "none", "--image_processor_name", str(output_dir.parent)]
     mim = ["--model_type", "vit", "--image_size", "64", "--patch_size", "8", "--encoder_stride", "8"]
@@ -158,7 +163,7 @@ def report(found: dict[str, list[float | None]], limit: float) -> None:
         medians[name] = statistics.median(limit if minutes is None else minutes for minutes in times)
         shown = [f"not in {limit:g}" if minutes is None else f"{minutes:.1f}" for minutes in times]
         print(f"| {name} | {', '.join(shown)} | {'at least ' * (None in times)}{medians[name]:.1f} |")
-    ours = min(("kamim_mae", "mae"), key=medians.__getitem__)
+    ours = min(OURS, key=medians.__getitem__)
     if None in found[ours]:
         raise SystemExit(f"no ratio: none of ours was there in {limit:g} minutes in every round; give more --minutes")
     others = {name: medians[name] for name in ("hf_simmim", "hf_mae") if name in medians}
