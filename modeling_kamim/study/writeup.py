@@ -23,6 +23,7 @@ PICTURES = {
     "scores.png": "Accuracy of each arm: points are seeds, the bar is their mean, the dashed line random weights.",
     "density.png": "Error of the masked patches where keypoints are few, and where they are many.",
 }
+DIFFERENCES = "In points of top-1, with the 95% bootstrap interval; bold where it leaves 0 out."
 
 
 def write_report(study: Study, records: Iterable[Record]) -> Path:
@@ -91,7 +92,7 @@ def report_lines(
             lines += [f"**{title}.** {' '.join(str(study.keys[key]).split())}", ""]
     lines += [*table_lines(arms), ""]
     if compared:
-        lines += ["## Differences", "", *difference_lines(compared), ""]
+        lines += ["## Differences", "", DIFFERENCES, "", *difference_lines(compared), ""]
     for name in drawn:
         lines += [f"![{PICTURES[name]}]({name})", "", f"*{PICTURES[name]}*", ""]
     return lines[:-1]
@@ -118,15 +119,27 @@ def table_lines(arms: Mapping[str, Arm]) -> list[str]:
 
 
 def difference_lines(compared: Sequence[Difference]) -> list[str]:
-    """Return the table of paired differences as Markdown; intervals that leave 0 out are bold."""
-    rows = []
+    """Return the table of paired differences as Markdown, a row for each pair."""
+    names = list({difference.score: None for difference in compared})
+    pairs: dict[str, dict[str, Difference]] = {}
     for difference in compared:
-        low, high = difference.interval
-        told = f"{difference.points:+.1f} [{low:+.1f}, {high:+.1f}]"
-        seeds = ", ".join(map(str, difference.seeds))
         pair = f"{markdown(difference.arm)} − {markdown(difference.other)}"
-        rows.append([pair, difference.score, f"**{told}**" if difference.is_told else told, seeds])
-    return _markdown_table(["pair", "score", "points [95% interval]", "seeds"], rows)
+        pairs.setdefault(pair, {})[difference.score] = difference
+    rows = []
+    for pair, found in pairs.items():
+        seeds = max((difference.seeds for difference in found.values()), key=len)
+        cells = [_points(found[name], seeds) if name in found else MISSING for name in names]
+        rows.append([pair, *cells, ", ".join(map(str, seeds))])
+    return _markdown_table(["pair", *names, "seeds"], rows)
+
+
+def _points(difference: Difference, seeds: Sequence[int]) -> str:
+    low, high = difference.interval
+    told = f"{difference.points:+.1f} [{low:+.1f}, {high:+.1f}]"
+    told = f"**{told}**" if difference.is_told else told
+    if list(difference.seeds) == list(seeds):
+        return told
+    return f"{told} (of seed {', '.join(map(str, difference.seeds))})"
 
 
 def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -12,7 +12,8 @@ from modeling_kamim.study import writeup
 from modeling_kamim.study.diagrams import NUM_NAMED, _draw_curves
 from modeling_kamim.study.plan import Study
 from modeling_kamim.study.records import Record
-from modeling_kamim.study.writeup import write_report
+from modeling_kamim.study.summary import Difference
+from modeling_kamim.study.writeup import difference_lines, write_report
 
 KEYS = {
     "question": "Do the weights\n  help?",
@@ -77,11 +78,23 @@ def test_the_report_has_question_table_differences_and_pictures(study, records):
     assert of["kamim"]["linear, top-1 %"] == "61.0 ± 1.4" and of["random"]["linear, top-1 %"] == "25.0"
     assert of["kamim"]["clipped steps"] == "25%" and of["random"]["images seen"] == "0"
     assert "not\\_yet" not in of and "simmim\\_a" in of  # names are escaped
-    assert "| kamim − simmim\\_a | linear | **+10.0 [" in text
+    assert "| pair | linear | seeds |" in text and "| kamim − simmim\\_a | **+10.0 [" in text
     for name in writeup.PICTURES:
         assert f"]({name})" in text
         with Image.open(study.results_dir / name) as picture:
             picture.verify()
+
+
+def test_each_pair_has_one_row_and_each_score_a_column():
+    found = [
+        Difference("b", "a", "finetune", -1.0, (-2.0, 0.5), [0]),
+        Difference("b", "a", "linear", 2.0, (1.0, 3.0), [0, 1]),
+        Difference("c", "a", "linear", 0.04, (-1.0, 1.0), [2]),
+    ]
+    assert difference_lines(found)[2:] == [
+        "| b − a | -1.0 [-2.0, +0.5] (of seed 0) | **+2.0 [+1.0, +3.0]** | 0, 1 |",
+        "| c − a | – | +0.0 [-1.0, +1.0] | 2 |",
+    ]
 
 
 def test_numbers_are_kept_before_anything_is_drawn(study, records, monkeypatch):
