@@ -34,7 +34,7 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
     arms, folder = arms_of(records), study.results_dir
     report = folder / "report.md"
     check_reports(report)
-    compared = [difference for pair in study.pairs for difference in _differences(arms, *pair)]
+    compared = compared_pairs(study, arms)
     figures = {"arms": [summary(arm) for arm in arms.values()], "differences": [asdict(found) for found in compared]}
     write_results(folder / "summary.json", figures)
     names = score_names(arms)
@@ -52,8 +52,10 @@ def write_report(study: Study, records: Iterable[Record]) -> Path:
     return report
 
 
-def _differences(arms: Mapping[str, Arm], first: str, second: str) -> list[Difference]:
-    return differences(arms[first], arms[second]) if first in arms and second in arms else []
+def compared_pairs(study: Study, arms: Mapping[str, Arm]) -> list[Difference]:
+    """Return the differences of a study's pairs whose arms have results."""
+    pairs = [(arms[first], arms[second]) for first, second in study.pairs if {first, second} <= arms.keys()]
+    return [difference for pair in pairs for difference in differences(*pair)]
 
 
 def score_names(arms: Mapping[str, Arm]) -> list[str]:

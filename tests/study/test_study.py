@@ -11,8 +11,8 @@ from modeling_kamim.commands.study import main
 from modeling_kamim.errors import InputError
 from modeling_kamim.study.plan import Study
 from modeling_kamim.study.records import Record
-from modeling_kamim.study.summary import arms_of, differences
-from modeling_kamim.study.writeup import difference_lines, table_lines
+from modeling_kamim.study.summary import arms_of
+from modeling_kamim.study.writeup import compared_pairs, difference_lines, table_lines
 
 ROOT = Path(__file__).parents[2]
 MINE = {
@@ -68,9 +68,8 @@ def test_a_study_runs_and_reports(study, capsys, tmp_path):
 def test_the_documented_results_are_those_of_the_records(name):
     study = Study.read(name, read_yaml(ROOT / "configs" / "studies" / f"{name}.yaml"))
     arms = arms_of(Record(ROOT / "docs" / "study" / name, replicate) for replicate in study.replicates())
-    pairs = [(arms[first], arms[second]) for first, second in study.pairs if {first, second} <= arms.keys()]
-    compared = [difference for first, second in pairs for difference in differences(first, second)]
+    compared = compared_pairs(study, arms)
     documented = (ROOT / "docs" / "results.md").read_text().splitlines()
-    assert len(arms) > 3 and pairs
+    assert len(arms) > 3 and compared
     for line in (*table_lines(arms), *difference_lines(compared)):
         assert line in documented
