@@ -2,20 +2,19 @@
 
     python benchmarks/time_to_probe.py --dataset_name path/to/imagenette224 [--minutes 30] [--rounds 3]
     python benchmarks/time_to_probe.py --dataset_name path/to/imagenette224 --hf_examples path/to/image-pretraining \\
-        --hf_python path/to/other/environment/bin/python
+        --hf_python path/to/other/environment/bin/python [--hf_rounds 1]
 
-Each contender starts from nothing (no prepared data, no caches) in turns with the others, and saves checkpoints while
-it trains. Then `kamim evaluate --protocol cached --probe_layers all` scores them, and bisection finds the first that is
-good enough; the time of a checkpoint is when it was written. All have an encoder of 3M parameters, images of 64 px and
-patches of 8 px; ours are trained to the end of their recipe.
+Each contender starts from nothing (no prepared data, no caches) in turns with the others, each round with another seed,
+and saves checkpoints while it trains. Then `kamim evaluate --protocol cached --probe_layers all` scores them, and
+bisection finds the first that is good enough; the time of a checkpoint is when it was written. All have an encoder of
+3M parameters, images of 64 px and patches of 8 px; ours is trained to the end of its recipe.
 
-    kamim_mae    configs/laptop/kamim_vit_mae__64px.yaml
-    mae          the same without weights
-    mae_small    the same without weights, in batches of 32, for half the images
+    ours         configs/laptop/vit_mae__64px.yaml
     hf_simmim    transformers' run_mim.py with its own defaults, its sizes alone given
-    hf_mae       transformers' run_mae.py by the recipe of its page
+    hf_mae       transformers' run_mae.py by the recipe of its page, with the decoder of ours
+    hf_mae_ours  the same with the batches, steps and rate of ours
 
-The last two need --hf_examples, a copy of examples/pytorch/image-pretraining of transformers, and --hf_python, an
+All but the first need --hf_examples, a copy of examples/pytorch/image-pretraining of transformers, and --hf_python, an
 environment that it runs in (for version 4.51: transformers==4.51.3, datasets<4, accelerate<2).
 """
 
@@ -30,19 +29,22 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from modeling_kamim.study.records import best_layer
 
 POINTS = 10  # above random weights, in percent
-CONFIG = "kamim_vit_mae__64px.yaml"
-OURS = ("kamim_mae", "mae", "mae_small")
+CONFIG = "vit_mae__64px.yaml"
 HF_BATCH = 8  # transformers' default
 SAVED = "0.04"  # share of a training between two checkpoints
 SIZES = "hidden_size=192,num_hidden_layers=6,num_attention_heads=3,intermediate_size=768"
-DECODER = "decoder_hidden_size=192,decoder_num_hidden_layers=2,decoder_num_attention_heads=3,"
-DECODER += "decoder_intermediate_size=768"
+DECODER = "decoder_hidden_size=96,decoder_num_hidden_layers=1,decoder_num_attention_heads=3,"
+DECODER += "decoder_intermediate_size=384"
+PAGE_RATE = ["--base_learning_rate", "1.5e-4"]  # for 256 images
+OUR_SETTINGS = ["--max_steps", "3000", "--per_device_train_batch_size", "32", "--base_learning_rate", "8e-3"]
+OUR_SETTINGS += ["--adam_beta2", "0.95"]
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "size": {"height": 64, "width": 64},
@@ -51,50 +53,64 @@ PROCESSOR = {
 }
 
 
+class Run(NamedTuple):
+    """What a training came to: minutes until the target, or None, and until the last checkpoint, with its accuracy."""
+
+    reached: float | None
+    minutes: float
+    accuracy: float
+
+    def __str__(self) -> str:
+        there = "not there" if self.reached is None else f"there after {self.reached:.1f} minutes"
+        return f"{there}; last checkpoint: {self.minutes:.1f} minutes, {self.accuracy:.1%}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset_name", required=True, help="folder of Parquet files or images, with labels")
     parser.add_argument("--minutes", type=float, default=30, help="longest training of a contender")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hf_images", type=int, default=192_000, help="that transformers' two are planned for")
+    parser.add_argument("--hf_rounds", type=int, help="those of transformers' scripts (as many)")
+    parser.add_argument("--hf_images", type=int, default=192_000, help="that transformers' recipes are planned for")
     parser.add_argument("--hf_examples", type=Path, help="folder with transformers' run_mim.py and run_mae.py")
     parser.add_argument("--hf_python", default=sys.executable, help="Python of an environment that they run in")
     args = parser.parse_args()
 
-    found: dict[str, list[float | None]] = {name: [] for name in contenders(args, Path())}
+    found: dict[str, list[Run]] = {name: [] for name in contenders(args, Path(), 0)}
     with tempfile.TemporaryDirectory() as folder:
         target = random_accuracy(args.dataset_name, Path(folder)) + POINTS / 100
-        print(f"target: {target:.1%}")
+        print(f"target: {target:.1%}", flush=True)
         for number in range(args.rounds):
-            for name in found:
+            for name in found if args.hf_rounds is None or number < args.hf_rounds else ["ours"]:
                 output_dir = Path(folder) / f"{name}_{number}"
-                seconds = train(name, contenders(args, output_dir)[name], output_dir, args.minutes)
-                found[name].append(minutes_until(target, seconds, args.dataset_name))
+                seconds = train(name, contenders(args, output_dir, number)[name], output_dir, args.minutes)
+                run = score(target, seconds, args.dataset_name)
+                print(f"round {number}, {name}: {run}", flush=True)
+                found[name].append(run)
                 shutil.rmtree(output_dir, ignore_errors=True)
-    report(found, args.minutes)
+    report(found)
 
 
-def contenders(args: argparse.Namespace, output_dir: Path) -> dict[str, list[str]]:
+def contenders(args: argparse.Namespace, output_dir: Path, seed: int) -> dict[str, list[str]]:
     """Return the command of each contender."""
-    data = ["--dataset_name", args.dataset_name, "--output_dir", str(output_dir)]
-    ours = [*data, "--save_steps", SAVED, "--save_total_limit", "0", "--disable_tqdm", "true"]
-    kamim = [sys.executable, "-m", "modeling_kamim", "pretrain", CONFIG, *ours]
-    plain = [*kamim, "--weighting", "none"]
-    small = ["--per_device_train_batch_size", "32", "--learning_rate", "5e-4", "--max_steps", "3000"]
-    commands = {"kamim_mae": kamim, "mae": plain, "mae_small": [*plain, *small]}
+    every = ["--dataset_name", args.dataset_name, "--output_dir", str(output_dir), "--seed", str(seed)]
+    every += ["--save_steps", SAVED, "--disable_tqdm", "true"]
+    ours = [sys.executable, "-m", "modeling_kamim", "pretrain", CONFIG, *every, "--save_total_limit", "0"]
     if args.hf_examples is None:
-        return commands
-    every = ["--max_steps", str(args.hf_images // HF_BATCH), "--save_steps", SAVED]
-    own = [*data, *every, "--do_train", "--remove_unused_columns", "False", "--disable_tqdm", "True"]
-    own += ["--report_to", "none", "--image_processor_name", str(output_dir.parent)]
+        return {"ours": ours}
+    hf = [*every, "--do_train", "--remove_unused_columns", "False", "--report_to", "none"]
+    hf += ["--image_processor_name", str(output_dir.parent)]
+    planned = ["--max_steps", str(args.hf_images // HF_BATCH)]
     mim = ["--model_type", "vit", "--image_size", "64", "--patch_size", "8", "--encoder_stride", "8"]
     mim += ["--mask_patch_size", "16", "--config_overrides", SIZES]
-    mae = ["--mask_ratio", "0.75", "--norm_pix_loss", "True", "--base_learning_rate", "1.5e-4"]
-    mae += ["--weight_decay", "0.05", "--lr_scheduler_type", "cosine", "--warmup_ratio", "0.05"]
-    mae += ["--config_overrides", f"image_size=64,patch_size=8,{SIZES},{DECODER}"]
-    commands["hf_simmim"] = [args.hf_python, str(args.hf_examples / "run_mim.py"), *own, *mim]
-    commands["hf_mae"] = [args.hf_python, str(args.hf_examples / "run_mae.py"), *own, *mae]
-    return commands
+    mae = ["--mask_ratio", "0.75", "--norm_pix_loss", "True", "--weight_decay", "0.05", "--lr_scheduler_type", "cosine"]
+    mae += ["--warmup_ratio", "0.05", "--config_overrides", f"image_size=64,patch_size=8,{SIZES},{DECODER}"]
+    return {
+        "ours": ours,
+        "hf_simmim": [args.hf_python, str(args.hf_examples / "run_mim.py"), *hf, *planned, *mim],
+        "hf_mae": [args.hf_python, str(args.hf_examples / "run_mae.py"), *hf, *planned, *mae, *PAGE_RATE],
+        "hf_mae_ours": [args.hf_python, str(args.hf_examples / "run_mae.py"), *hf, *mae, *OUR_SETTINGS],
+    }
 
 
 def train(name: str, command: Sequence[str], output_dir: Path, minutes: float) -> dict[Path, float]:
@@ -115,26 +131,30 @@ def train(name: str, command: Sequence[str], output_dir: Path, minutes: float) -
     elif process.returncode:
         raise SystemExit(f"{name} failed: {log.read_text()[-2000:]}")
     shutil.rmtree(caches, ignore_errors=True)
+    # The last file of a checkpoint
     whole = [file.parent for file in output_dir.glob("checkpoint-*/trainer_state.json")]
+    if not whole:
+        raise SystemExit(f"{name} saved nothing in {minutes:g} minutes; give more --minutes")
     return {folder: (folder / "trainer_state.json").stat().st_mtime - wall for folder in whole}
 
 
-def minutes_until(target: float, seconds: dict[Path, float], dataset: str) -> float | None:
-    """Return the minutes until the first checkpoint above the target, by bisection; None if the last one is below."""
+def score(target: float, seconds: dict[Path, float], dataset: str) -> Run:
+    """Find the first checkpoint above the target by bisection, if the last one is above it."""
     checkpoints = sorted(seconds, key=seconds.__getitem__)
-    if not checkpoints or accuracy(dataset, checkpoints[-1]) < target:
-        return None
+    minutes, last = seconds[checkpoints[-1]] / 60, accuracy(dataset, checkpoints[-1])
+    if last < target:
+        return Run(None, minutes, last)
     low, high = 0, len(checkpoints) - 1
     while low < high:
         middle = (low + high) // 2
         low, high = (low, middle) if accuracy(dataset, checkpoints[middle]) >= target else (middle + 1, high)
-    return seconds[checkpoints[high]] / 60
+    return Run(seconds[checkpoints[high]] / 60, minutes, last)
 
 
 def random_accuracy(dataset: str, folder: Path) -> float:
     """Return the accuracy of the weights that our training begins with."""
     output_dir = folder / "random"
-    words = [CONFIG, "--max_steps", "0", "--weighting", "none", "--dataset_name", dataset]
+    words = [CONFIG, "--max_steps", "0", "--dataset_name", dataset]
     kamim("pretrain", *words, "--output_dir", str(output_dir))
     return accuracy(dataset, output_dir)
 
@@ -155,23 +175,25 @@ def kamim(*words: str) -> None:
     subprocess.run([sys.executable, "-m", "modeling_kamim", *words], check=True, capture_output=True)
 
 
-def report(found: dict[str, list[float | None]], limit: float) -> None:
-    print(f"\n| contender | minutes until {POINTS} points above random weights, each round | median |\n|---|---|---|")
-    medians = {}
-    for name, times in found.items():
-        # A round that did not get there counts as longer than any that did
-        medians[name] = statistics.median(limit if minutes is None else minutes for minutes in times)
-        shown = [f"not in {limit:g}" if minutes is None else f"{minutes:.1f}" for minutes in times]
-        print(f"| {name} | {', '.join(shown)} | {'at least ' * (None in times)}{medians[name]:.1f} |")
-    ours = min(OURS, key=medians.__getitem__)
-    if None in found[ours]:
-        raise SystemExit(f"no ratio: none of ours was there in {limit:g} minutes in every round; give more --minutes")
-    others = {name: medians[name] for name in ("hf_simmim", "hf_mae") if name in medians}
-    ratios = " ".join(f"ours_vs_{name}={medians[ours] / minutes:.3f}" for name, minutes in others.items())
-    late = [name for name in others if None in found[name]]
-    print(f"\nRATIO ours_minutes={medians[ours]:.2f} {ratios}".rstrip())
+def report(found: dict[str, list[Run]]) -> None:
+    """Print a table and the ratios; who was not there would need more minutes than until its last checkpoint."""
+    print(f"\n| contender | minutes until +{POINTS} points, each round | median | last checkpoint |")
+    print("|---|---|---|---|")
+    medians, late = {}, []
+    for name, runs in found.items():
+        medians[name] = statistics.median(run.minutes if run.reached is None else run.reached for run in runs)
+        if any(run.reached is None for run in runs):
+            late.append(name)
+        shown = ", ".join("not there" if run.reached is None else f"{run.reached:.1f}" for run in runs)
+        last = ", ".join(f"{run.minutes:.1f} minutes {run.accuracy:.1%}" for run in runs)
+        print(f"| {name} | {shown} | {'at least ' * (name in late)}{medians[name]:.1f} | {last} |")
+    if "ours" in late:
+        raise SystemExit("no ratio: ours was not there in every round")
+    others = {name: minutes for name, minutes in medians.items() if name != "ours"}
+    ratios = " ".join(f"ours_vs_{name}={medians['ours'] / minutes:.3f}" for name, minutes in others.items())
+    print(f"\nRATIO ours_minutes={medians['ours']:.2f} {ratios}".rstrip())
     if late:
-        print(f"at most that against {' and '.join(late)}, not there in {limit:g} minutes")
+        print(f"at most that against {', '.join(late)}: not there at the last checkpoint")
 
 
 if __name__ == "__main__":

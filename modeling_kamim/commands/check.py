@@ -36,7 +36,7 @@ from .parser import command, parse
 from .program import show_log
 
 logger = logging.getLogger(__name__)
-LAPTOP_CONFIG = "kamim_vit_mae__64px.yaml"
+LAPTOP_CONFIG = "vit_mae__64px.yaml"
 CHECK_ARGUMENTS = (SourceArguments, CheckArguments, TriedModelArguments, TrialArguments)
 
 
