@@ -146,11 +146,25 @@ def test_the_time_limit_stops_in_order_and_the_next_call_goes_on(plan, execute, 
     assert calls(study, "a") == 2 and Record(study.results_dir, study.replicates()[1]).missing == []
 
 
+@pytest.fixture
+def handled():
+    """Give a signal a handler for the test, whatever the tests were started with (nohup ignores SIGHUP)."""
+    before = {}
+
+    def give(number, handler):
+        before[number] = signal.signal(number, handler)
+        return handler
+
+    yield give
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_signal_leaves_no_training_behind(plan, execute, number, jobs):
+def test_a_signal_leaves_no_training_behind(plan, execute, handled, number, jobs):
     study = plan()
-    handler = signal.getsignal(number)
+    handler = handled(number, signal.SIG_DFL)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
     timer.start()
     with pytest.raises(StoppedError, match=f"stopped by {number.name}; the same command goes on") as error:
@@ -161,13 +175,10 @@ def test_a_signal_leaves_no_training_behind(plan, execute, number, jobs):
     assert not any(Record(study.results_dir, replicate).missing for replicate in study.replicates())
 
 
-def test_an_ignored_signal_stays_ignored(plan, execute):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGHUP)).start()
-        execute(plan(), lasts=1.0)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+def test_an_ignored_signal_stays_ignored(plan, execute, handled):
+    handled(signal.SIGHUP, signal.SIG_IGN)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGHUP)).start()
+    execute(plan(), lasts=1.0)
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_running(plan, execute):
