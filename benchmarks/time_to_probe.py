@@ -33,6 +33,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from modeling_kamim.commands.configs import config_file
+from modeling_kamim.commands.parser import read_yaml
 from modeling_kamim.study.records import best_layer
 
 POINTS = 10  # above random weights, in percent
@@ -40,11 +42,7 @@ CONFIG = "vit_mae__64px.yaml"
 HF_BATCH = 8  # transformers' default
 SAVED = "0.04"  # share of a training between two checkpoints
 SIZES = "hidden_size=192,num_hidden_layers=6,num_attention_heads=3,intermediate_size=768"
-DECODER = "decoder_hidden_size=96,decoder_num_hidden_layers=1,decoder_num_attention_heads=3,"
-DECODER += "decoder_intermediate_size=384"
 PAGE_RATE = ["--base_learning_rate", "1.5e-4"]  # for 256 images
-OUR_SETTINGS = ["--max_steps", "3000", "--per_device_train_batch_size", "32", "--base_learning_rate", "8e-3"]
-OUR_SETTINGS += ["--adam_beta2", "0.95"]
 PROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
     "size": {"height": 64, "width": 64},
@@ -104,12 +102,16 @@ def contenders(args: argparse.Namespace, output_dir: Path, seed: int) -> dict[st
     mim = ["--model_type", "vit", "--image_size", "64", "--patch_size", "8", "--encoder_stride", "8"]
     mim += ["--mask_patch_size", "16", "--config_overrides", SIZES]
     mae = ["--mask_ratio", "0.75", "--norm_pix_loss", "True", "--weight_decay", "0.05", "--lr_scheduler_type", "cosine"]
-    mae += ["--warmup_ratio", "0.05", "--config_overrides", f"image_size=64,patch_size=8,{SIZES},{DECODER}"]
+    recipe = read_yaml(config_file(Path(CONFIG)))
+    sizes = f"image_size=64,patch_size=8,{SIZES},{recipe['config_overrides']},decoder_num_attention_heads=3"
+    mae += ["--warmup_ratio", "0.05", "--config_overrides", sizes]
+    settings = [f"--{key}={recipe[key]}" for key in ("max_steps", "per_device_train_batch_size", "adam_beta2")]
+    settings.append(f"--base_learning_rate={recipe['learning_rate'] * 256 / recipe['per_device_train_batch_size']}")
     return {
         "ours": ours,
         "hf_simmim": [args.hf_python, str(args.hf_examples / "run_mim.py"), *hf, *planned, *mim],
         "hf_mae": [args.hf_python, str(args.hf_examples / "run_mae.py"), *hf, *planned, *mae, *PAGE_RATE],
-        "hf_mae_ours": [args.hf_python, str(args.hf_examples / "run_mae.py"), *hf, *mae, *OUR_SETTINGS],
+        "hf_mae_ours": [args.hf_python, str(args.hf_examples / "run_mae.py"), *hf, *mae, *settings],
     }
 
 
